@@ -1,0 +1,1 @@
+"""Thin Ray shells around the services of ``mlplat``: placement, restarts, handles."""

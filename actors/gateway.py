@@ -1,0 +1,57 @@
+"""Gateway: the HTTP API as a Ray Serve deployment. Stateless; any replica may die."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+
+from actors.handles import ClusterStatus, MetricShardClient, RegistryClient, SchedulerClient
+from actors.lifecycle import PLATFORM_ENV
+from mlplat import __version__
+from mlplat.artifacts.store import ArtifactStore
+from mlplat.db.engine import open_engine
+from mlplat.http.app import create_app
+from mlplat.http.services import Services
+from mlplat.pipelines.store import PipelineStore
+from mlplat.registry.store import RegistryStore
+from mlplat.runtime import GATEWAY_DEPLOYMENT
+from mlplat.settings import PlatformConfig
+from mlplat.tracking.experiments import ExperimentStore
+from mlplat.tracking.runs import RunStore
+
+POOL_SIZE = 16
+MAX_ONGOING_REQUESTS = 400
+ARTIFACT_ROOT = "mlflow-artifacts:"
+
+
+def gateway(config: PlatformConfig, replicas: int = 1) -> Any:
+    """The Serve application."""
+
+    def build() -> FastAPI:
+        engine = open_engine(config.postgres_url, "gateway", POOL_SIZE)
+        services = Services(
+            experiments=ExperimentStore(engine, ARTIFACT_ROOT),
+            runs=RunStore(engine),
+            metrics=MetricShardClient(),
+            registry=RegistryStore(engine),
+            registry_writer=RegistryClient(),
+            pipelines=PipelineStore(engine),
+            scheduler=SchedulerClient(),
+            artifacts=ArtifactStore(config.artifacts_url),
+            status=ClusterStatus(),
+        )
+        return create_app(services, __version__)
+
+    deployment = serve.deployment(
+        serve.ingress(build)(),
+        name=GATEWAY_DEPLOYMENT,
+        num_replicas=replicas,
+        max_ongoing_requests=MAX_ONGOING_REQUESTS,
+        graceful_shutdown_timeout_s=5,
+        health_check_period_s=2,
+        health_check_timeout_s=10,
+        ray_actor_options={"num_cpus": 0, "runtime_env": PLATFORM_ENV},
+    )
+    return deployment.bind()

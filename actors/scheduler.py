@@ -1,0 +1,73 @@
+"""PipelineScheduler: accepts runs and keeps every open one with an executor."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Mapping, Sequence
+
+import ray
+from ray.exceptions import RayError
+
+from actors.handles import ExecutorClient
+from actors.lifecycle import WORKLOAD_ENV, Health, Started, actor_id
+from mlplat.db.engine import open_engine
+from mlplat.db.lease import LeaseKeeper
+from mlplat.errors import Unavailable
+from mlplat.execution.attempt import find_import_problems
+from mlplat.pipelines.model import Submission
+from mlplat.pipelines.scheduling import SchedulerService
+from mlplat.settings import PlatformConfig
+
+IMPORT_TIMEOUT_S = 60.0
+IMPORT_CACHE_S = 60.0
+IMPORT_CACHE_SIZE = 10_000
+
+
+class PipelineScheduler:
+    """The leader; see ``SchedulerService``."""
+
+    def __init__(self, config: PlatformConfig, name: str, executors: Sequence[str]) -> None:
+        engine = open_engine(config.postgres_url, name, pool_size=4)
+        lease = LeaseKeeper(engine, name, actor_id())
+        self._importable: dict[str, float] = {}
+        clients = [ExecutorClient(executor) for executor in executors]
+        self._service = SchedulerService(engine, lease, clients, self._check_imports)
+        self._started = Started(self._service.start, lease)
+
+    async def submit(self, submission: Submission) -> str:
+        """Validates and stores a run; returns its id."""
+        await self._started.wait()
+        return await self._service.submit(submission)
+
+    async def health(self) -> Health:
+        """Answers when the scheduler leads."""
+        await self._started.wait()
+        return {"pid": os.getpid(), "lag": self._service.lag()}
+
+    async def stop(self) -> None:
+        """Lets go."""
+        await self._started.wait()
+        self._started.release()
+        await self._service.stop()
+
+    async def _check_imports(self, names: Sequence[str]) -> Mapping[str, str]:
+        """Importing runs the user's code, so a worker does it. What could be imported is believed for a minute."""
+        now = time.monotonic()
+        unknown = [name for name in names if self._importable.get(name, 0.0) < now]
+        if not unknown:
+            return {}
+        check = ray.remote(find_import_problems).options(num_cpus=0, max_retries=0, runtime_env=WORKLOAD_ENV)
+        try:
+            async with asyncio.timeout(IMPORT_TIMEOUT_S):
+                problems: Mapping[str, str] = await check.remote(unknown)
+        except TimeoutError as error:
+            raise Unavailable(f"importing {', '.join(unknown)} took more than {IMPORT_TIMEOUT_S:g} s") from error
+        except RayError as error:
+            first_line = str(error).splitlines()[0]
+            return dict.fromkeys(unknown, f"importing it ended the process: {first_line}")
+        if len(self._importable) > IMPORT_CACHE_SIZE:
+            self._importable.clear()
+        self._importable |= {name: now + IMPORT_CACHE_S for name in unknown if name not in problems}
+        return problems

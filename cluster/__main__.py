@@ -1,0 +1,44 @@
+"""``python -P -m cluster up|down|status|env``: sets the environment that Ray reads, then runs the command.
+
+The command runs in the state folder, because Ray puts a driver's working directory first on every
+worker's path, where a user's file could shadow ours.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from cluster.credentials import client_environment, ensure_token
+from cluster.disk import plain_disk_errors
+from mlplat.errors import PlatformError
+from mlplat.settings import Settings
+
+
+def main() -> None:
+    """Replaces this process by the command."""
+    try:
+        settings = Settings()
+        with plain_disk_errors(settings.state_dir):
+            ensure_token(settings.state_dir)
+    except ValidationError as error:
+        for item in error.errors():
+            name = f"MLPLAT_{'_'.join(str(part) for part in item['loc']).upper()}"
+            print(f"mlplat: {name}: {item['msg']}", file=sys.stderr)  # noqa: T201
+        sys.exit(1)
+    except PlatformError as error:
+        print(f"mlplat: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(1)
+    code = Path(__file__).resolve().parent.parent
+    path = os.pathsep.join(filter(None, (str(code), os.environ.get("PYTHONPATH", ""))))
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    environment |= client_environment(settings.state_dir) | {"PYTHONPATH": path}
+    os.chdir(settings.state_dir)
+    os.execve(sys.executable, [sys.executable, "-P", "-m", "cluster.commands", *sys.argv[1:]], environment)  # noqa: S606
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""The commands that need Ray: up, down, status, env. ``python -P -m cluster`` prepares their environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from cluster import bringup
+from mlplat.errors import PlatformError
+from mlplat.settings import Settings
+
+app = typer.Typer(name="mlplat", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+console = Console(stderr=False, highlight=False)
+
+
+@app.command()
+def up(dashboard: Annotated[bool, typer.Option(help="Run Ray's dashboard, which `ray job submit` needs.")] = True) -> None:
+    """Start the platform, or find it running."""
+    settings = Settings()
+    record = bringup.up(settings, dashboard=dashboard, say=_say)
+    console.print(f"mlplat is up: {record.http_url}")
+    if record.dashboard_url:
+        console.print(f"Ray dashboard: {record.dashboard_url}")
+    console.print(f"state: {settings.state_dir}   stop with: mlplat down")
+
+
+@app.command()
+def down() -> None:
+    """Stop the platform; its data stays."""
+    stopped = bringup.down(Settings(), say=_say)
+    console.print("mlplat is down; the data stays in the state folder" if stopped else "mlplat was not running")
+
+
+@app.command()
+def status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Show every part of the running platform."""
+    rows = bringup.status(Settings())
+    if as_json:
+        print(json.dumps(rows, indent=2))  # noqa: T201
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in rows[0]:
+        table.add_column(column, justify="right" if column in {"pid", "restarts"} else "left")
+    for row in rows:
+        table.add_row(*("-" if value is None else str(value) for value in row.values()))
+    console.print(table)
+
+
+@app.command()
+def env() -> None:
+    """Print the exports that `ray job submit` and other clients need: eval "$(mlplat env)"."""
+    for name, value in bringup.environment(Settings()).items():
+        print(f"export {name}={shlex.quote(value)}")  # noqa: T201
+
+
+def _say(message: str) -> None:
+    console.print(f"[dim]{message} …[/dim]")
+
+
+def main() -> None:
+    """Runs a command; a problem is one line on stderr and exit code 1."""
+    try:
+        app()
+    except PlatformError as error:
+        print(f"mlplat: {error}", file=sys.stderr)  # noqa: T201
+        # Not sys.exit: a half-connected Ray would print its own farewell.
+        sys.stdout.flush()
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""The Ray head of an embedded platform: started as processes of its own, stopped by their pids."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from cluster.credentials import client_environment
+from cluster.ports import free_port, is_listening, require_free
+from mlplat.errors import BringUpError
+from mlplat.settings import UNIX_PATH_MAX, Settings
+
+START_TIMEOUT_S = 90
+STOP_TIMEOUT_S = 15
+#: Ray's longest socket path below its temporary folder.
+RAY_SOCKET_SUFFIX = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.sock"
+
+
+@dataclass(frozen=True)
+class RayHead:
+    """A running head."""
+
+    address: str
+    dashboard_url: str | None
+    pids: list[int]
+
+
+def temp_dir(state_dir: Path) -> Path:
+    """Ray's folder for sockets and logs; under /tmp where the state folder's path is too long for sockets."""
+    inside = state_dir / "ray"
+    if len(os.fsencode(str(inside) + RAY_SOCKET_SUFFIX)) <= UNIX_PATH_MAX:
+        return inside
+    return Path("/tmp") / f"mlplat-{hashlib.sha256(os.fsencode(state_dir)).hexdigest()[:10]}"  # noqa: S108
+
+
+def start_head(settings: Settings, dashboard: bool) -> RayHead:
+    """Starts a head on loopback and returns when it accepts drivers.
+
+    Raises:
+        BringUpError: a port is taken, or Ray did not start; the message ends with Ray's own words.
+    """
+    if dashboard:
+        require_free(settings.dashboard_port, "Ray dashboard", "MLPLAT_DASHBOARD_PORT")
+    state_dir = settings.state_dir
+    folder = temp_dir(state_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    command = [
+        *(sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--head", "--node-ip-address=127.0.0.1"),
+        *(f"--port={port}", f"--ray-client-server-port={free_port()}", f"--temp-dir={folder}"),
+        *(f"--object-store-memory={settings.object_store_bytes}", "--disable-usage-stats"),
+        *(f"--include-dashboard={str(dashboard).lower()}", "--dashboard-host=127.0.0.1"),
+        *(f"--dashboard-port={settings.dashboard_port}", f"--dashboard-agent-listen-port={free_port()}"),
+        *(f"--min-worker-port={0}", f"--max-worker-port={0}", "--log-color=false"),
+    ]
+    if settings.num_cpus is not None:
+        command.append(f"--num-cpus={settings.num_cpus}")
+    log = state_dir / "ray-start.log"
+    with log.open("w") as output:
+        started = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd=state_dir,
+            env=_head_environment(state_dir, folder), timeout=START_TIMEOUT_S, check=False,
+        )  # fmt: skip
+    pids = find_processes(folder)
+    if started.returncode != 0 or not is_listening(port):
+        stop_processes(pids)
+        raise BringUpError(f"Ray did not start: {_reason(log)} (log: {log})")
+    url = f"http://127.0.0.1:{settings.dashboard_port}" if dashboard else None
+    return RayHead(f"127.0.0.1:{port}", url, pids)
+
+
+def find_processes(folder: Path) -> list[int]:
+    """Pids of the Ray daemons whose session lies in ``folder``, with all their children."""
+    marker = f"{folder}/session_"
+    found: dict[int, psutil.Process] = {}
+    for process in psutil.process_iter(["cmdline"]):
+        if process.pid != os.getpid() and any(marker in part for part in process.info["cmdline"] or ()):
+            try:
+                found |= {child.pid: child for child in (process, *process.children(recursive=True))}
+            except psutil.NoSuchProcess:
+                continue
+    found.pop(os.getpid(), None)
+    return sorted(found)
+
+
+def stop_processes(pids: list[int]) -> None:
+    """Asks these processes to end, and kills what is left after ``STOP_TIMEOUT_S``."""
+    processes = []
+    for pid in pids:
+        try:
+            processes.append(psutil.Process(pid))
+        except psutil.NoSuchProcess:
+            continue
+    _signal(processes, "terminate")
+    _gone, alive = psutil.wait_procs(processes, timeout=STOP_TIMEOUT_S)
+    _signal(alive, "kill")
+    psutil.wait_procs(alive, timeout=STOP_TIMEOUT_S)
+
+
+def _signal(processes: list[psutil.Process], method: str) -> None:
+    for process in processes:
+        try:
+            getattr(process, method)()
+        except psutil.NoSuchProcess:
+            continue
+
+
+def _head_environment(state_dir: Path, folder: Path) -> Mapping[str, str]:
+    serve = folder / "haproxy"
+    serve.mkdir(exist_ok=True)
+    return (
+        {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+        | client_environment(state_dir)
+        | {
+            "RAY_TMPDIR": str(folder),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            # The Python proxy costs seven times the CPU per request and piles up large bodies in memory.
+            "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+            "RAY_SERVE_HAPROXY_NBTHREAD": "2",
+            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(serve / "haproxy.cfg"),
+            "RAY_SERVE_HAPROXY_SOCKET_PATH": str(serve / "admin.sock"),
+            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(serve / "metrics.sock"),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(serve),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(serve / "server-state"),
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
+            "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(free_port()),
+            "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        }
+    )
+
+
+def _reason(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if "error" in line.lower() or "fail" in line.lower()]
+    return (errors or lines or ["no message"])[-1]

@@ -1,0 +1,170 @@
+"""The ``mlplat`` command."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from mlplat import __version__
+from mlplat.demo.show import run_demo
+from mlplat.errors import InvalidInput, PlatformError
+from mlplat.pipelines.spec import PipelineSpec
+from mlplat.progress import STYLES, progress
+from mlplat.sdk.client import client_for, default_url
+from mlplat.sdk.pipeline_runs import PipelineRunHandle, load_pipeline, submit
+
+app = typer.Typer(
+    help="A self-hosted ML platform on Ray.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
+console = Console(highlight=False, soft_wrap=True)
+_TRUE, _FALSE = {"true", "yes", "1", "on"}, {"false", "no", "0", "off"}
+
+
+def _cluster(*arguments: str) -> None:
+    """Becomes ``python -P -m cluster``, which knows Ray; this package does not depend on it."""
+    sys.stdout.flush()
+    code = str(Path(__file__).resolve().parent.parent)
+    path = os.pathsep.join(filter(None, (code, os.environ.get("PYTHONPATH", ""))))
+    command = [sys.executable, "-P", "-m", "cluster", *arguments]
+    os.execve(sys.executable, command, os.environ | {"PYTHONPATH": path})  # noqa: S606
+
+
+@app.command("up")
+def up_command(
+    dashboard: Annotated[bool, typer.Option(help="Run Ray's dashboard, which `ray job submit` needs.")] = True,
+) -> None:
+    """Start the platform on this machine, or find it running."""
+    _cluster("up", "--dashboard" if dashboard else "--no-dashboard")
+
+
+@app.command("down")
+def down_command() -> None:
+    """Stop the platform; its data stays."""
+    _cluster("down")
+
+
+@app.command("status")
+def status_command(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Show every part of the running platform."""
+    _cluster("status", *(["--json"] if as_json else []))
+
+
+@app.command("env")
+def env_command() -> None:
+    """Print the exports that other clients need: eval "$(mlplat env)"."""
+    _cluster("env")
+
+
+@app.command("submit")
+def submit_command(
+    file: Annotated[Path, typer.Argument(help="A YAML definition, or a Python file with one @pipeline.")],
+    param: Annotated[list[str] | None, typer.Option("-p", "--param", help="key=value; may be repeated.")] = None,
+    wait: Annotated[bool, typer.Option(help="Follow the run to its end.")] = False,
+    key: Annotated[str | None, typer.Option(help="Idempotency key: the same key again gives the same run.")] = None,
+) -> None:
+    """Submit a pipeline. With --wait, the exit code says how it ended: 0 succeeded, 1 failed."""
+    spec = load_pipeline(file, client_for(default_url()))
+    handle = submit(spec, parse_params(spec, param or []), idempotency_key=key)
+    console.print(f"submitted {spec.name}: {handle.run_id}   {handle.url}")
+    if not wait:
+        return
+    with progress(console) as shown:
+        final = handle.wait(on_change=shown.show)
+    if final["state"] != "SUCCEEDED":
+        print(f"mlplat: {final['error']}\nsee: mlplat logs {handle.run_id}", file=sys.stderr)  # noqa: T201
+        raise typer.Exit(1)
+    console.print(f"{handle.run_id} succeeded", style="green")
+
+
+@app.command("runs")
+def runs_command(limit: Annotated[int, typer.Option(min=1, max=1000)] = 20) -> None:
+    """List pipeline runs, newest first."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("run", "pipeline", "state", "created", "by", "error"):
+        table.add_column(column)
+    for run in client_for(default_url()).get("/api/v1/pipeline-runs", limit=limit):
+        state = f"[{STYLES.get(run['state'], 'default')}]{run['state']}[/]"
+        table.add_row(
+            run["run_id"], run["pipeline"], state, run["created_at"][:19], run["submitted_by"], run["error"] or ""
+        )
+    console.print(table)
+
+
+@app.command("logs")
+def logs_command(
+    run_id: Annotated[str, typer.Argument(help="The pipeline run.")],
+    step: Annotated[str | None, typer.Option(help="One step only.")] = None,
+) -> None:
+    """Print what the attempts of a run printed, so far or in the end."""
+    sys.stdout.write(PipelineRunHandle(client_for(default_url()), run_id).logs(step))
+
+
+@app.command("demo")
+def demo_command() -> None:
+    """Start the platform, train a digit classifier in a pipeline, register it and predict with it."""
+    run_demo(console)
+
+
+@app.command("version")
+def version_command() -> None:
+    """Print the version."""
+    console.print(__version__)
+
+
+def parse_params(spec: PipelineSpec, texts: list[str]) -> dict[str, Any]:
+    """``key=value`` texts as values of the pipeline's parameter types.
+
+    Raises:
+        InvalidInput: no ``=``, an unknown key, or a value of the wrong type.
+    """
+    values: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise InvalidInput(f"-p {text}: expected key=value")
+        parameter = spec.parameters.get(name)
+        values[name] = value if parameter is None else _parse(name, parameter.type, value)
+    spec.resolve_params(values)
+    return values
+
+
+def _parse(name: str, kind: str, text: str) -> Any:
+    try:
+        if kind == "int":
+            return int(text)
+        if kind == "float":
+            return float(text)
+        if kind == "bool":
+            if text.lower() not in _TRUE | _FALSE:
+                raise ValueError
+            return text.lower() in _TRUE
+    except ValueError as error:
+        raise InvalidInput(f"parameters.{name}: expected {kind}, got {text!r}") from error
+    return text
+
+
+def main() -> None:
+    """Entry point: a problem is one line on stderr and exit code 1."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `mlplat logs … | head` is no error
+    try:
+        app()
+    except PlatformError as error:
+        print(f"mlplat: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(1)
+    except ValidationError as error:
+        for item in error.errors():
+            name = f"MLPLAT_{'_'.join(str(part) for part in item['loc']).upper()}"
+            print(f"mlplat: {name}: {item['msg']}", file=sys.stderr)  # noqa: T201
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What happens inside a worker: one attempt of a step, its logs, and sweeps."""

@@ -1,0 +1,61 @@
+"""Request bodies: bounded, and decoded by msgspec."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import Request
+
+from mlplat.errors import InvalidInput, PayloadTooLarge
+
+MAX_JSON_BYTES = 32 * 1024 * 1024
+MAX_BATCH_BYTES = 64 * 1024 * 1024
+MAX_BLOB_BYTES = 512 * 1024 * 1024
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The whole body.
+
+    Raises:
+        PayloadTooLarge: it has more than ``limit`` bytes.
+    """
+    declared = request.headers.get("content-length", "0")
+    if declared.isdecimal() and int(declared) > limit:
+        raise PayloadTooLarge(f"the body has {declared} bytes, at most {limit} are accepted here")
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > limit:
+            raise PayloadTooLarge(f"the body has more than {limit} bytes")
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+async def decode_request(request: Request, kind: type[S]) -> S:
+    """The request as a struct: the JSON body, or for GET the query.
+
+    Raises:
+        InvalidInput: malformed, or a field has the wrong type. Unknown fields are ignored.
+    """
+    try:
+        if request.method == "GET":
+            return msgspec.convert(_query(request, kind), kind, strict=False)
+        body = await read_body(request, MAX_JSON_BYTES)
+        if b"\\u0000" in body:
+            raise InvalidInput("Invalid value: text may not contain NUL characters (\\u0000).")
+        return msgspec.json.decode(body or b"{}", type=kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise InvalidInput(f"Invalid value: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"The request body is not JSON: {error}") from error
+
+
+def _query(request: Request, kind: type[msgspec.Struct]) -> dict[str, Any]:
+    """Repeated keys become lists where the struct has a list."""
+    lists = {field.encode_name for field in msgspec.structs.fields(kind) if "list" in str(field.type)}
+    query = request.query_params
+    return {key: query.getlist(key) if key in lists else query[key] for key in query}

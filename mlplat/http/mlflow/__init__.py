@@ -1,0 +1,1 @@
+"""MLflow's REST API, as its stock client speaks it."""

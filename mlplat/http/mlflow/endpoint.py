@@ -1,0 +1,119 @@
+"""One declaration per MLflow endpoint; each is served under both of MLflow's prefixes."""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import Response
+
+from mlplat.errors import InvalidInput
+from mlplat.http.bodies import decode_request
+from mlplat.http.services import Services
+
+#: What repeats of one request have in common: the caller's ``Idempotency-Key``, else made up here.
+request_id: ContextVar[str] = ContextVar("mlplat_request_id")
+MAX_IDEMPOTENCY_KEY = 200
+PREFIXES = ("/api/2.0/mlflow", "/ajax-api/2.0/mlflow")
+Answer = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """``methods`` and ``path`` below the prefix, the request's struct, and what answers it."""
+
+    methods: tuple[str, ...]
+    path: str
+    request: type[msgspec.Struct]
+    handler: Callable[[Services, Any], Awaitable[Answer]]
+
+
+def install(app: FastAPI, services: Services, endpoints: Sequence[Endpoint]) -> None:
+    """Adds the endpoints to the app. They stay out of the OpenAPI document: MLflow documents them."""
+    for endpoint in endpoints:
+        for prefix in PREFIXES:
+            app.add_route(
+                f"{prefix}/{endpoint.path}", _route(services, endpoint), list(endpoint.methods), include_in_schema=False
+            )
+
+
+def _route(services: Services, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
+    async def route(request: Request) -> Response:
+        request_id.set(request.headers.get("idempotency-key", "")[:MAX_IDEMPOTENCY_KEY] or uuid.uuid4().hex)
+        answer = await endpoint.handler(services, await decode_request(request, endpoint.request))
+        return Response(msgspec.json.encode(answer), media_type="application/json")
+
+    return route
+
+
+def require(name: str, value: str | None) -> str:
+    """A required text field.
+
+    Raises:
+        InvalidInput: missing or empty.
+    """
+    if not value:
+        raise InvalidInput(f"Missing value for required parameter '{name}'. See the API docs for more information.")
+    return value
+
+
+def parse_double(name: str, value: float | str | None) -> float:
+    """A double from the wire: a number, a numeric string, or a name of NaN or an infinity.
+
+    Raises:
+        InvalidInput: missing, or none of those.
+    """
+    if value is None:
+        raise InvalidInput(f"Missing value for required parameter '{name}'.")
+    try:
+        return float(value)
+    except ValueError as error:
+        raise InvalidInput(f"Invalid value {value!r} for parameter '{name}' supplied: expected a number.") from error
+
+
+def wire_double(value: float) -> float | str:
+    """A double as protobuf's JSON has it."""
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def page_offset(token: str | None) -> int:
+    """The offset in a page token; 0 without one.
+
+    Raises:
+        InvalidInput: not a token of ours.
+    """
+    if not token:
+        return 0
+    if not token.isascii() or not token.isdecimal() or len(token) > 12:
+        raise InvalidInput(f"Invalid page token: {token[:100]!r}")
+    return int(token)
+
+
+def paged(name: str, items: Sequence[Any], limit: int, offset: int) -> Answer:
+    """A page of ``items`` (which holds one more than the page when there is a next one)."""
+    answer: Answer = {name: list(items[:limit])} if items else {}
+    if len(items) > limit:
+        answer["next_page_token"] = str(offset + limit)
+    return answer
+
+
+def check_limit(limit: int, highest: int) -> int:
+    """A page size within bounds.
+
+    Raises:
+        InvalidInput: less than 1 or more than ``highest``.
+    """
+    if not 1 <= limit <= highest:
+        raise InvalidInput(f"Invalid value {limit} for parameter 'max_results' supplied: it must be 1 to {highest}.")
+    return limit

@@ -1,0 +1,365 @@
+"""MLflow's model registry endpoints: reads from Postgres, changes through the coordinator."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+
+from mlplat.errors import InvalidInput
+from mlplat.http.mlflow.endpoint import Answer, Endpoint, check_limit, page_offset, paged, request_id, require
+from mlplat.http.mlflow.experiments import Tag
+from mlplat.http.services import Services
+from mlplat.registry.model import (
+    Command,
+    CreateModel,
+    CreateVersion,
+    DeleteAlias,
+    DeleteModel,
+    DeleteVersion,
+    ModelVersion,
+    RegisteredModel,
+    RenameModel,
+    SetAlias,
+    SetModelTag,
+    SetVersionTag,
+    UpdateModel,
+    UpdateVersion,
+    parse_version,
+)
+from mlplat.tracking.model import to_ms
+
+MAX_MODELS_PAGE = 1_000
+MAX_VERSIONS_PAGE = 200_000
+STAGE = "None"
+_RUNS_URI = re.compile(r"runs:/(?P<run_id>[^/]+)(?:/(?P<path>.*))?\Z")
+#: Filters that the fluent client sends; the full grammar comes with search over the registry.
+_EQUALS = re.compile(r"\s*(?P<key>\w+)\s*=\s*(?:'(?P<a>[^']*)'|\"(?P<b>[^\"]*)\")\s*\Z")
+_LIKE = re.compile(r"\s*name\s+LIKE\s+(?:'(?P<a>[^']*)'|\"(?P<b>[^\"]*)\")\s*\Z", re.IGNORECASE)
+
+
+class Model(msgspec.Struct):
+    """Requests that name a model."""
+
+    name: str = ""
+
+
+class CreateModelRequest(Model):
+    """registered-models/create"""
+
+    tags: list[Tag] = []
+    description: str = ""
+
+
+class Rename(Model):
+    """registered-models/rename"""
+
+    new_name: str = ""
+
+
+class Describe(Model):
+    """registered-models/update"""
+
+    description: str = ""
+
+
+class Search(msgspec.Struct):
+    """registered-models/search and model-versions/search"""
+
+    filter: str = ""
+    max_results: int | None = None
+    order_by: list[str] = []
+    page_token: str | None = None
+
+
+class ModelTag(Model):
+    """registered-models/set-tag and delete-tag"""
+
+    key: str = ""
+    value: str = ""
+
+
+class Alias(Model):
+    """registered-models/alias"""
+
+    alias: str = ""
+    version: str = ""
+
+
+class CreateVersionRequest(Model):
+    """model-versions/create"""
+
+    source: str = ""
+    run_id: str | None = None
+    tags: list[Tag] = []
+    run_link: str | None = None
+    description: str = ""
+
+
+class Version(Model):
+    """Requests that name a version."""
+
+    version: str = ""
+
+
+class DescribeVersion(Version):
+    """model-versions/update"""
+
+    description: str = ""
+
+
+class VersionTag(Version):
+    """model-versions/set-tag and delete-tag"""
+
+    key: str = ""
+    value: str = ""
+
+
+def wire_version(version: ModelVersion) -> Answer:
+    """A version as MLflow writes it."""
+    answer: Answer = {
+        "name": version.name,
+        "version": str(version.version),
+        "creation_timestamp": to_ms(version.created_at),
+        "last_updated_timestamp": to_ms(version.updated_at),
+        "current_stage": STAGE,
+        "description": version.description,
+        "source": version.source,
+        "run_id": version.run_id or "",
+        "status": "READY",
+    }
+    optional: Answer = {
+        "user_id": version.user_id,
+        "run_link": version.run_link,
+        "aliases": version.aliases,
+        "tags": [{"key": key, "value": value} for key, value in version.tags.items()],
+    }
+    return answer | {key: value for key, value in optional.items() if value}
+
+
+def wire_model(model: RegisteredModel) -> Answer:
+    """A model as MLflow writes it."""
+    answer: Answer = {
+        "name": model.name,
+        "creation_timestamp": to_ms(model.created_at),
+        "last_updated_timestamp": to_ms(model.updated_at),
+    }
+    optional: Answer = {
+        "description": model.description,
+        "latest_versions": [wire_version(model.latest)] if model.latest else [],
+        "aliases": [{"alias": alias, "version": str(version)} for alias, version in model.aliases.items()],
+        "tags": [{"key": key, "value": value} for key, value in model.tags.items()],
+    }
+    return answer | {key: value for key, value in optional.items() if value}
+
+
+async def _execute(services: Services, command: Command) -> dict[str, Any]:
+    return await services.registry_writer.execute(request_id.get(), command)
+
+
+async def _model_answer(services: Services, name: str) -> Answer:
+    return {"registered_model": wire_model(await services.registry.get_model(name))}
+
+
+async def _version_answer(services: Services, name: str, version: int) -> Answer:
+    return {"model_version": wire_version(await services.registry.get_version(name, version))}
+
+
+def _name(request: Model) -> str:
+    return require("name", request.name)
+
+
+async def create_model(services: Services, request: CreateModelRequest) -> Answer:
+    """POST registered-models/create"""
+    tags = {tag.key: tag.value for tag in request.tags}
+    await _execute(services, CreateModel(_name(request), request.description, tags))
+    return await _model_answer(services, request.name)
+
+
+async def get_model(services: Services, request: Model) -> Answer:
+    """GET registered-models/get"""
+    return await _model_answer(services, _name(request))
+
+
+async def rename_model(services: Services, request: Rename) -> Answer:
+    """POST registered-models/rename"""
+    await _execute(services, RenameModel(_name(request), require("new_name", request.new_name)))
+    return await _model_answer(services, request.new_name)
+
+
+async def update_model(services: Services, request: Describe) -> Answer:
+    """PATCH registered-models/update"""
+    await _execute(services, UpdateModel(_name(request), request.description))
+    return await _model_answer(services, request.name)
+
+
+async def delete_model(services: Services, request: Model) -> Answer:
+    """DELETE registered-models/delete"""
+    await _execute(services, DeleteModel(_name(request)))
+    return {}
+
+
+async def search_models(services: Services, request: Search) -> Answer:
+    """GET registered-models/search"""
+    limit = check_limit(100 if request.max_results is None else request.max_results, MAX_MODELS_PAGE)
+    offset = page_offset(request.page_token)
+    pattern = _name_pattern(request.filter)
+    found = await services.registry.search_models(pattern, limit + 1, offset)
+    return paged("registered_models", [wire_model(model) for model in found], limit, offset)
+
+
+def _name_pattern(text: str) -> str | None:
+    if not text.strip():
+        return None
+    like = _LIKE.match(text)
+    if like:
+        return like["a"] if like["a"] is not None else like["b"]
+    equals = _EQUALS.match(text)
+    if equals and equals["key"] == "name":
+        exact = equals["a"] if equals["a"] is not None else equals["b"]
+        return re.sub(r"([\\%_])", r"\\\1", exact)
+    raise InvalidInput(f"Invalid filter string: {text[:200]!r}. Supported here: name = '…' and name LIKE '…'.")
+
+
+async def set_model_tag(services: Services, request: ModelTag) -> Answer:
+    """POST registered-models/set-tag"""
+    await _execute(services, SetModelTag(_name(request), require("key", request.key), request.value))
+    return {}
+
+
+async def delete_model_tag(services: Services, request: ModelTag) -> Answer:
+    """DELETE registered-models/delete-tag"""
+    await _execute(services, SetModelTag(_name(request), require("key", request.key), None))
+    return {}
+
+
+async def set_alias(services: Services, request: Alias) -> Answer:
+    """POST registered-models/alias"""
+    version = parse_version(require("version", request.version))
+    await _execute(services, SetAlias(_name(request), require("alias", request.alias), version))
+    return {}
+
+
+async def get_by_alias(services: Services, request: Alias) -> Answer:
+    """GET registered-models/alias"""
+    version = await services.registry.get_by_alias(_name(request), require("alias", request.alias))
+    return {"model_version": wire_version(version)}
+
+
+async def delete_alias(services: Services, request: Alias) -> Answer:
+    """DELETE registered-models/alias"""
+    await _execute(services, DeleteAlias(_name(request), require("alias", request.alias)))
+    return {}
+
+
+async def get_latest_versions(services: Services, request: Model) -> Answer:
+    """GET and POST registered-models/get-latest-versions"""
+    latest = (await services.registry.get_model(_name(request))).latest
+    return {"model_versions": [wire_version(latest)]} if latest else {}
+
+
+async def create_version(services: Services, request: CreateVersionRequest) -> Answer:
+    """POST model-versions/create"""
+    source = require("source", request.source)
+    artifact_uri = await _resolve_source(services, source, request.run_id)
+    command = CreateVersion(
+        _name(request), source, artifact_uri, request.run_id, request.run_link, request.description, "",
+        {tag.key: tag.value for tag in request.tags},
+    )  # fmt: skip
+    answer = await _execute(services, command)
+    return await _version_answer(services, request.name, answer["version"])
+
+
+async def _resolve_source(services: Services, source: str, run_id: str | None) -> str:
+    """Where the version's files are: ``runs:/`` names a run's artifacts, anything else itself."""
+    if ".." in source.replace("%2e", ".").replace("%2E", "."):
+        raise InvalidInput(f"Invalid model version source: '{source[:200]}'. It may not contain '..'.")
+    match = _RUNS_URI.match(source)
+    if match is None:
+        return source
+    if run_id and match["run_id"] != run_id:
+        raise InvalidInput(
+            f"Invalid model version source: '{source}'. It names another run than the run_id '{run_id}'."
+        )
+    run = await services.runs.get(match["run_id"])
+    return "/".join(filter(None, (run.artifact_uri, match["path"])))
+
+
+async def get_version(services: Services, request: Version) -> Answer:
+    """GET model-versions/get"""
+    return await _version_answer(services, _name(request), parse_version(request.version))
+
+
+async def update_version(services: Services, request: DescribeVersion) -> Answer:
+    """PATCH model-versions/update"""
+    version = parse_version(request.version)
+    await _execute(services, UpdateVersion(_name(request), version, request.description))
+    return await _version_answer(services, request.name, version)
+
+
+async def delete_version(services: Services, request: Version) -> Answer:
+    """DELETE model-versions/delete"""
+    await _execute(services, DeleteVersion(_name(request), parse_version(request.version)))
+    return {}
+
+
+async def search_versions(services: Services, request: Search) -> Answer:
+    """GET model-versions/search"""
+    limit = check_limit(10_000 if request.max_results is None else request.max_results, MAX_VERSIONS_PAGE)
+    offset = page_offset(request.page_token)
+    name = run_id = None
+    if request.filter.strip():
+        match = _EQUALS.match(request.filter)
+        if match is None or match["key"] not in {"name", "run_id"}:
+            raise InvalidInput(
+                f"Invalid filter string: {request.filter[:200]!r}. Supported here: name = '…' and run_id = '…'."
+            )
+        value = match["a"] if match["a"] is not None else match["b"]
+        name, run_id = (value, None) if match["key"] == "name" else (None, value)
+    found = await services.registry.search_versions(name, run_id, limit + 1, offset)
+    return paged("model_versions", [wire_version(version) for version in found], limit, offset)
+
+
+async def set_version_tag(services: Services, request: VersionTag) -> Answer:
+    """POST model-versions/set-tag"""
+    key = require("key", request.key)
+    await _execute(services, SetVersionTag(_name(request), parse_version(request.version), key, request.value))
+    return {}
+
+
+async def delete_version_tag(services: Services, request: VersionTag) -> Answer:
+    """DELETE model-versions/delete-tag"""
+    key = require("key", request.key)
+    await _execute(services, SetVersionTag(_name(request), parse_version(request.version), key, None))
+    return {}
+
+
+async def get_download_uri(services: Services, request: Version) -> Answer:
+    """GET model-versions/get-download-uri"""
+    version = await services.registry.get_version(_name(request), parse_version(request.version))
+    return {"artifact_uri": version.artifact_uri}
+
+
+ENDPOINTS = (
+    Endpoint(("POST",), "registered-models/create", CreateModelRequest, create_model),
+    Endpoint(("GET",), "registered-models/get", Model, get_model),
+    Endpoint(("POST",), "registered-models/rename", Rename, rename_model),
+    Endpoint(("PATCH",), "registered-models/update", Describe, update_model),
+    Endpoint(("DELETE",), "registered-models/delete", Model, delete_model),
+    Endpoint(("GET",), "registered-models/search", Search, search_models),
+    Endpoint(("POST",), "registered-models/set-tag", ModelTag, set_model_tag),
+    Endpoint(("DELETE",), "registered-models/delete-tag", ModelTag, delete_model_tag),
+    Endpoint(("GET", "POST"), "registered-models/get-latest-versions", Model, get_latest_versions),
+    Endpoint(("POST",), "registered-models/alias", Alias, set_alias),
+    Endpoint(("GET",), "registered-models/alias", Alias, get_by_alias),
+    Endpoint(("DELETE",), "registered-models/alias", Alias, delete_alias),
+    Endpoint(("POST",), "model-versions/create", CreateVersionRequest, create_version),
+    Endpoint(("GET",), "model-versions/get", Version, get_version),
+    Endpoint(("PATCH",), "model-versions/update", DescribeVersion, update_version),
+    Endpoint(("DELETE",), "model-versions/delete", Version, delete_version),
+    Endpoint(("GET",), "model-versions/search", Search, search_versions),
+    Endpoint(("POST",), "model-versions/set-tag", VersionTag, set_version_tag),
+    Endpoint(("DELETE",), "model-versions/delete-tag", VersionTag, delete_version_tag),
+    Endpoint(("GET",), "model-versions/get-download-uri", Version, get_download_uri),
+)

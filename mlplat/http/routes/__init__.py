@@ -1,0 +1,1 @@
+"""The native API, described by OpenAPI at /docs."""

@@ -1,0 +1,68 @@
+"""What the HTTP layer calls. The ports are actors in production; the layer does not know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from mlplat.artifacts.store import ArtifactStore
+from mlplat.metrics.queries import Statement
+from mlplat.pipelines.model import Submission
+from mlplat.pipelines.store import PipelineStore
+from mlplat.registry.model import Command
+from mlplat.registry.store import RegistryStore
+from mlplat.tracking.experiments import ExperimentStore
+from mlplat.tracking.runs import RunStore
+
+
+class MetricsPort(Protocol):
+    """The metric shards."""
+
+    async def append(self, batch: bytes) -> int:
+        """Makes an Arrow IPC batch durable; returns its number of points."""
+        ...
+
+    async def query(self, statement: Statement) -> pa.Table:
+        """Rows of a read that sees every acknowledged point."""
+        ...
+
+
+class RegistryPort(Protocol):
+    """The registry's single writer."""
+
+    async def execute(self, request_id: str, command: Command) -> dict[str, Any]:
+        """Applies a command once."""
+        ...
+
+
+class SchedulerPort(Protocol):
+    """The pipeline scheduler."""
+
+    async def submit(self, submission: Submission) -> str:
+        """Validates and stores a run; returns its id."""
+        ...
+
+
+class StatusPort(Protocol):
+    """The platform's actors."""
+
+    async def actors(self) -> list[dict[str, Any]]:
+        """One row per actor: name, node, pid, restarts, health, lag."""
+        ...
+
+
+@dataclass(frozen=True)
+class Services:
+    """Everything the routes need."""
+
+    experiments: ExperimentStore
+    runs: RunStore
+    metrics: MetricsPort
+    registry: RegistryStore
+    registry_writer: RegistryPort
+    pipelines: PipelineStore
+    scheduler: SchedulerPort
+    artifacts: ArtifactStore
+    status: StatusPort

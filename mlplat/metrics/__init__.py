@@ -1,0 +1,1 @@
+"""Metrics: Arrow batches, group commit to a Postgres log, ClickHouse for reading."""

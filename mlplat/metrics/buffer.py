@@ -1,0 +1,76 @@
+"""What of the log is still in memory: a bounded cache in front of the metric store.
+
+Contiguous by sequence number. A group that does not fit is simply not cached; whoever drains the
+buffer then finds a gap and reads it from the log.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Cached(Generic[T]):
+    """A group in memory."""
+
+    seq: int
+    points: int
+    weight: int
+    body: T
+
+
+class FlushBuffer(Generic[T]):
+    """Groups in the order of their sequence numbers, at most ``max_weight`` in all."""
+
+    def __init__(self, flushed_seq: int, max_weight: int) -> None:
+        self.flushed_seq = flushed_seq
+        self.last_seq = flushed_seq
+        self._max_weight = max_weight
+        self._weight = 0
+        self._groups: deque[Cached[T]] = deque()
+        self._full = False
+
+    @property
+    def weight(self) -> int:
+        """Weight of what is cached."""
+        return self._weight
+
+    @property
+    def lag(self) -> int:
+        """Groups committed and not flushed."""
+        return self.last_seq - self.flushed_seq
+
+    def add(self, group: Cached[T]) -> None:
+        """Takes a committed group; drops it when there is no room (the log has it)."""
+        assert group.seq == self.last_seq + 1, f"group {group.seq} after {self.last_seq}"
+        self.last_seq = group.seq
+        self._full = self._full or self._weight + group.weight > self._max_weight
+        if not self._full:
+            self._groups.append(group)
+            self._weight += group.weight
+
+    def next_batch(self, max_points: int) -> list[Cached[T]]:
+        """The groups to flush next, all from memory, or an empty list when the log must be read."""
+        batch: list[Cached[T]] = []
+        points = 0
+        for group in self._groups:
+            if group.seq != self.flushed_seq + len(batch) + 1:
+                break
+            points += group.points
+            if batch and points > max_points:
+                break
+            batch.append(group)
+        return batch
+
+    def mark_flushed(self, seq: int) -> None:
+        """Forgets everything up to ``seq``."""
+        assert seq >= self.flushed_seq
+        self.flushed_seq = seq
+        while self._groups and self._groups[0].seq <= seq:
+            self._weight -= self._groups.popleft().weight
+        if self.flushed_seq == self.last_seq:
+            self._full = False

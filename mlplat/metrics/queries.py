@@ -1,0 +1,124 @@
+"""Reads of the metric store, as statements with bound parameters.
+
+One dialect, ClickHouse's, for the server and for chDB. ``metric_points`` is read with FINAL, because
+retries and replays may have stored an exact repeat twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+#: MLflow's comparators of a metric predicate; anything else never reaches a statement.
+COMPARATORS = frozenset({"=", "!=", ">", ">=", "<", "<="})
+
+CREATE_TABLES = (
+    """
+    CREATE TABLE IF NOT EXISTS metric_points (
+        experiment_id Int64,
+        run_id String,
+        key LowCardinality(String),
+        step Int64,
+        timestamp Int64,
+        value Float64
+    ) ENGINE = ReplacingMergeTree
+    ORDER BY (run_id, key, step, timestamp, value)
+    """,
+    # Every aggregate is idempotent: a replayed point changes nothing.
+    """
+    CREATE TABLE IF NOT EXISTS metric_latest (
+        experiment_id Int64,
+        key LowCardinality(String),
+        run_id String,
+        last AggregateFunction(argMax, Tuple(Float64, Int64, Int64), Tuple(Int64, Int64, Float64)),
+        min_value SimpleAggregateFunction(min, Float64),
+        max_value SimpleAggregateFunction(max, Float64)
+    ) ENGINE = AggregatingMergeTree
+    ORDER BY (experiment_id, key, run_id)
+    """,
+    """
+    CREATE MATERIALIZED VIEW IF NOT EXISTS metric_latest_feed TO metric_latest AS
+    SELECT
+        experiment_id,
+        key,
+        run_id,
+        argMaxState(
+            tuple(p.value, p.step, p.timestamp), tuple(p.step, p.timestamp, if(isNaN(p.value), 0, p.value))
+        ) AS last,
+        min(if(isNaN(p.value), inf, p.value)) AS min_value,
+        max(if(isNaN(p.value), -inf, p.value)) AS max_value
+    FROM metric_points AS p
+    GROUP BY experiment_id, key, run_id
+    """,
+)
+
+
+@dataclass(frozen=True)
+class Statement:
+    """SQL with ``{name:Type}`` placeholders and their values."""
+
+    sql: str
+    parameters: dict[str, object] = field(default_factory=dict)
+
+
+def latest(experiment_ids: Sequence[int], run_ids: Sequence[str]) -> Statement:
+    """Rows ``(run_id, key, value, step, timestamp)``: the greatest (step, timestamp, value) per run and key."""
+    return Statement(
+        """
+        SELECT run_id, key, tupleElement(point, 1) AS value, tupleElement(point, 2) AS step,
+               tupleElement(point, 3) AS timestamp
+        FROM (
+            SELECT run_id, key, argMaxMerge(last) AS point
+            FROM metric_latest
+            WHERE experiment_id IN {experiment_ids:Array(Int64)} AND run_id IN {run_ids:Array(String)}
+            GROUP BY experiment_id, key, run_id
+        )
+        ORDER BY run_id, key
+        """,
+        {"experiment_ids": list(experiment_ids), "run_ids": list(run_ids)},
+    )
+
+
+def history(run_id: str, key: str, limit: int, after: tuple[int, int, float] | None = None) -> Statement:
+    """Rows ``(timestamp, step, value)`` in that order; ``after`` is the last row of the page before."""
+    condition, parameters = "", {"run_id": run_id, "key": key, "limit": limit}
+    if after is not None:
+        condition = "AND (timestamp, step, value) > ({a0:Int64}, {a1:Int64}, {a2:Float64})"
+        parameters |= {"a0": after[0], "a1": after[1], "a2": after[2]}
+    return Statement(
+        f"""
+        SELECT timestamp, step, value FROM metric_points FINAL
+        WHERE run_id = {{run_id:String}} AND key = {{key:String}} {condition}
+        ORDER BY timestamp, step, value LIMIT {{limit:UInt64}}
+        """,  # noqa: S608 - `condition` is one of two literals
+        parameters,
+    )
+
+
+def runs_where(experiment_ids: Sequence[int], key: str, comparator: str, value: float) -> Statement:
+    """Rows ``(run_id)`` of the runs whose last value of ``key`` compares so."""
+    assert comparator in COMPARATORS
+    return Statement(
+        f"""
+        SELECT run_id FROM (
+            SELECT run_id, tupleElement(argMaxMerge(last), 1) AS last_value
+            FROM metric_latest
+            WHERE experiment_id IN {{experiment_ids:Array(Int64)}} AND key = {{key:String}}
+            GROUP BY experiment_id, key, run_id
+        ) WHERE last_value {comparator} {{value:Float64}}
+        """,  # noqa: S608 - the comparator is one of COMPARATORS
+        {"experiment_ids": list(experiment_ids), "key": key, "value": value},
+    )
+
+
+def last_values(experiment_ids: Sequence[int], key: str) -> Statement:
+    """Rows ``(run_id, value)``: the last value of ``key`` in every run of the experiments."""
+    return Statement(
+        """
+        SELECT run_id, tupleElement(argMaxMerge(last), 1) AS value
+        FROM metric_latest
+        WHERE experiment_id IN {experiment_ids:Array(Int64)} AND key = {key:String}
+        GROUP BY experiment_id, key, run_id
+        """,
+        {"experiment_ids": list(experiment_ids), "key": key},
+    )

@@ -1,0 +1,1 @@
+"""Pipelines: definition, validation, planning and durable state."""

@@ -1,0 +1,138 @@
+"""``${{ … }}``: JMESPath over ``params``, ``steps.<name>.output`` and, in a fan-out, ``item``.
+
+JMESPath has no side effects, no loops and no way to reach Python, so an expression cannot do harm.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jmespath
+from jmespath.exceptions import JMESPathError
+
+from mlplat.errors import InvalidInput
+
+_EXPRESSION = re.compile(r"\$\{\{(.*?)\}\}", re.DOTALL)
+ROOTS = ("params", "steps", "item")
+
+
+@dataclass(frozen=True)
+class OutputRef:
+    """A step's output that is not JSON: pickled bytes in the artifact store, to be passed on whole."""
+
+    digest: str
+    type_name: str
+
+    def get(self, key: str) -> Any:
+        """What JMESPath calls to look inside.
+
+        Raises:
+            InvalidInput: always; only the receiving step can open the object.
+        """
+        raise InvalidInput(
+            f"an expression cannot look for {key!r} inside a {self.type_name}: only JSON outputs can be taken apart. "
+            "Pass the whole output."
+        )
+
+
+def find_expressions(value: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Every expression in a JSON-like value, with the path to the string it stands in."""
+    if isinstance(value, str):
+        for match in _EXPRESSION.finditer(value):
+            yield path, match.group(1).strip()
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from find_expressions(inner, (*path, str(key)))
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            yield from find_expressions(inner, (*path, index))
+
+
+def references(expression: str) -> set[tuple[str, ...]]:
+    """The paths an expression reads, such as ``("params", "seed")`` and ``("steps", "load", "output")``.
+
+    Raises:
+        InvalidInput: not a JMESPath expression, or it reads something that does not exist.
+    """
+    try:
+        tree = jmespath.compile(expression).parsed
+    except JMESPathError as error:
+        raise InvalidInput(f"not an expression: {expression!r}: {str(error).splitlines()[0]}") from error
+    found = set(_root_paths(tree))
+    for path in found:
+        if not path or path[0] not in ROOTS:
+            raise InvalidInput(
+                f"{expression!r} refers to {'.'.join(path) or 'nothing'}: expressions read params.<name>, "
+                "steps.<name>.output and, with foreach, item"
+            )
+        if path[0] == "params" and len(path) < 2:
+            raise InvalidInput(f"{expression!r}: name the parameter, as in params.seed")
+        if path[0] == "steps" and (len(path) < 3 or path[2] != "output"):
+            raise InvalidInput(f"{expression!r}: name a step's output, as in steps.load.output")
+    return found
+
+
+def _root_paths(node: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Paths that start at the root. Children evaluated against another node's result are left out."""
+    kind, children = node["type"], node["children"]
+    if kind == "field":
+        yield (node["value"],)
+    elif kind == "subexpression":
+        yield from _joined(children)
+    elif kind in {"index_expression", "projection", "value_projection", "filter_projection", "flatten", "pipe"}:
+        yield from _root_paths(children[0])
+    elif kind not in {"literal", "identity", "current", "expref"}:
+        for child in children:
+            yield from _root_paths(child)
+
+
+def _joined(parts: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
+    """``a.b.c[0].d`` reads the path (a, b, c): names count until something else than a name comes."""
+    heads = list(_root_paths(parts[0]))
+    if len(heads) != 1 or parts[0]["type"] != "field":
+        yield from heads
+        return
+    path = heads[0]
+    for part in parts[1:]:
+        path += next(_root_paths(part), ())
+        if part["type"] != "field":
+            break
+    yield path
+
+
+def render(template: object, scope: Mapping[str, Any]) -> Any:
+    """The template with every expression replaced.
+
+    A string that is one expression becomes its value, of whatever type; inside a longer string,
+    values are spliced in as text (JSON for what is not a string).
+
+    Raises:
+        InvalidInput: an expression fails on these values.
+    """
+    if isinstance(template, str):
+        whole = _EXPRESSION.fullmatch(template.strip())
+        if whole:
+            return _evaluate(whole.group(1).strip(), scope)
+        return _EXPRESSION.sub(lambda match: _as_text(_evaluate(match.group(1).strip(), scope)), template)
+    if isinstance(template, Mapping):
+        return {key: render(inner, scope) for key, inner in template.items()}
+    if isinstance(template, list | tuple):
+        return [render(inner, scope) for inner in template]
+    return template
+
+
+def _evaluate(expression: str, scope: Mapping[str, Any]) -> Any:
+    try:
+        return jmespath.search(expression, scope)
+    except JMESPathError as error:
+        raise InvalidInput(f"expression {expression!r} failed: {str(error).splitlines()[0]}") from error
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, OutputRef):
+        raise InvalidInput(f"a {value.type_name} cannot be part of a text")
+    return value if isinstance(value, str) else json.dumps(value)

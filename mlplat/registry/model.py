@@ -1,0 +1,198 @@
+"""Registry entities, the commands that change them, and the rules for names (MLflow's)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from mlplat.errors import InvalidInput
+
+MAX_NAME_LENGTH = 250
+MAX_ALIAS_LENGTH = 255
+_ALIAS = re.compile(r"[A-Za-z0-9_\-]+\Z")
+_VERSION_LIKE_ALIAS = re.compile(r"v\d+\Z", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """One immutable version with its mutable tags and aliases."""
+
+    name: str
+    version: int
+    description: str
+    source: str
+    artifact_uri: str
+    run_id: str | None
+    run_link: str | None
+    user_id: str
+    created_at: datetime
+    updated_at: datetime
+    tags: dict[str, str] = field(default_factory=dict)
+    aliases: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class RegisteredModel:
+    """A named model with its aliases and newest version."""
+
+    name: str
+    description: str
+    created_at: datetime
+    updated_at: datetime
+    tags: dict[str, str] = field(default_factory=dict)
+    aliases: dict[str, int] = field(default_factory=dict)
+    latest: ModelVersion | None = None
+
+
+@dataclass(frozen=True)
+class CreateModel:
+    """Registers a name."""
+
+    name: str
+    description: str = ""
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class UpdateModel:
+    """Replaces the description."""
+
+    name: str
+    description: str
+
+
+@dataclass(frozen=True)
+class RenameModel:
+    """Renames a model with everything under it."""
+
+    name: str
+    new_name: str
+
+
+@dataclass(frozen=True)
+class DeleteModel:
+    """Deletes a model with everything under it."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class SetModelTag:
+    """Sets one tag of a model; ``value`` None removes it."""
+
+    name: str
+    key: str
+    value: str | None
+
+
+@dataclass(frozen=True)
+class CreateVersion:
+    """Adds a version; its number is the next of the model."""
+
+    name: str
+    source: str
+    artifact_uri: str
+    run_id: str | None = None
+    run_link: str | None = None
+    description: str = ""
+    user_id: str = ""
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class UpdateVersion:
+    """Replaces the description."""
+
+    name: str
+    version: int
+    description: str
+
+
+@dataclass(frozen=True)
+class DeleteVersion:
+    """Deletes a version and the aliases that point at it; its number is never used again."""
+
+    name: str
+    version: int
+
+
+@dataclass(frozen=True)
+class SetVersionTag:
+    """Sets one tag of a version; ``value`` None removes it."""
+
+    name: str
+    version: int
+    key: str
+    value: str | None
+
+
+@dataclass(frozen=True)
+class SetAlias:
+    """Points an alias at a version."""
+
+    name: str
+    alias: str
+    version: int
+
+
+@dataclass(frozen=True)
+class DeleteAlias:
+    """Removes an alias; a missing one is fine."""
+
+    name: str
+    alias: str
+
+
+Command = (
+    CreateModel
+    | UpdateModel
+    | RenameModel
+    | DeleteModel
+    | SetModelTag
+    | CreateVersion
+    | UpdateVersion
+    | DeleteVersion
+    | SetVersionTag
+    | SetAlias
+    | DeleteAlias
+)
+
+
+def check_model_name(name: str) -> None:
+    """Checks a registered model's name.
+
+    Raises:
+        InvalidInput: empty, too long, or with a character that model URIs need.
+    """
+    if not name or len(name) > MAX_NAME_LENGTH:
+        raise InvalidInput(f"Registered model name cannot be empty or longer than {MAX_NAME_LENGTH} characters.")
+    if "/" in name or ":" in name:
+        raise InvalidInput(f"Invalid model name: '{name}'. Registered model names may not contain '/' or ':'.")
+
+
+def check_alias(alias: str) -> None:
+    """Checks an alias that is to be set.
+
+    Raises:
+        InvalidInput: malformed, or reserved.
+    """
+    if not alias or len(alias) > MAX_ALIAS_LENGTH or not _ALIAS.match(alias):
+        raise InvalidInput(
+            f"Invalid alias name: '{alias[:300]}'. Aliases have 1 to {MAX_ALIAS_LENGTH} letters, digits, underscores or dashes."
+        )
+    if alias.lower() == "latest":
+        raise InvalidInput("'latest' alias name (case insensitive) is reserved.")
+    if _VERSION_LIKE_ALIAS.match(alias):
+        raise InvalidInput(f"Version alias name '{alias}' is reserved.")
+
+
+def parse_version(text: str) -> int:
+    """A version number from the wire.
+
+    Raises:
+        InvalidInput: not a counting number.
+    """
+    if not text.isascii() or not text.isdecimal() or len(text) > 18 or int(text) == 0:
+        raise InvalidInput(f"Model version must be a positive integer, got '{text[:50]}'.")
+    return int(text)

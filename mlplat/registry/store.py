@@ -1,0 +1,155 @@
+"""Registry reads, straight from the Postgres primary: linearizable, no cache in the way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Row, Select, and_, func, select
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from mlplat.db.tables import model_alias, model_version, model_version_tag, registered_model, registered_model_tag
+from mlplat.errors import InvalidInput, NotFound
+from mlplat.registry.model import ModelVersion, RegisteredModel
+
+
+class RegistryStore:
+    """All methods are safe to call concurrently. ``get_*`` raises NotFound, ``search_*`` returns lists."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def get_model(self, name: str) -> RegisteredModel:
+        """The model with its newest version."""
+        async with self._engine.connect() as connection:
+            found = await load_models(connection, select(registered_model).where(registered_model.c.name == name))
+        if not found:
+            raise NotFound(f"Registered Model with name={name} not found")
+        return found[0]
+
+    async def search_models(self, name_like: str | None, limit: int, offset: int) -> list[RegisteredModel]:
+        """Models by name; ``name_like`` is an SQL pattern."""
+        query = select(registered_model).order_by(registered_model.c.name)
+        if name_like is not None:
+            query = query.where(registered_model.c.name.like(name_like))
+        async with self._engine.connect() as connection:
+            return await load_models(connection, query.limit(limit).offset(offset))
+
+    async def get_version(self, name: str, version: int) -> ModelVersion:
+        """One version."""
+        query = select(model_version).where(model_version.c.name == name, model_version.c.version == version)
+        async with self._engine.connect() as connection:
+            found = await load_versions(connection, query)
+        if not found:
+            raise NotFound(f"Model Version (name={name}, version={version}) not found")
+        return found[0]
+
+    async def get_by_alias(self, name: str, alias: str) -> ModelVersion:
+        """The version an alias points at; ``latest`` is the highest version.
+
+        Raises:
+            InvalidInput: no such alias (MLflow answers 400 here).
+            NotFound: no such model.
+        """
+        if alias.lower() == "latest":
+            query = (
+                select(model_version)
+                .where(model_version.c.name == name)
+                .order_by(model_version.c.version.desc())
+                .limit(1)
+            )
+        else:
+            query = (
+                select(model_version)
+                .join(
+                    model_alias,
+                    and_(
+                        model_alias.c.name == model_version.c.name, model_alias.c.version == model_version.c.version
+                    ),
+                )
+                .where(model_alias.c.name == name, model_alias.c.alias == alias)
+            )
+        async with self._engine.connect() as connection:
+            found = await load_versions(connection, query)
+        if not found:
+            await self.get_model(name)
+            raise InvalidInput(f"Registered model alias {alias} not found.")
+        return found[0]
+
+    async def search_versions(
+        self, name: str | None, run_id: str | None, limit: int, offset: int
+    ) -> list[ModelVersion]:
+        """Versions of a model, of a run, or all; newest first."""
+        query = select(model_version).order_by(
+            model_version.c.updated_at.desc(), model_version.c.name, model_version.c.version.desc()
+        )
+        if name is not None:
+            query = query.where(model_version.c.name == name)
+        if run_id is not None:
+            query = query.where(model_version.c.run_id == run_id)
+        async with self._engine.connect() as connection:
+            return await load_versions(connection, query.limit(limit).offset(offset))
+
+
+async def load_models(connection: AsyncConnection, query: Select[Any]) -> list[RegisteredModel]:
+    """The models that ``query`` (on registered_model) finds, with tags, aliases and newest version."""
+    rows = (await connection.execute(query)).all()
+    if not rows:
+        return []
+    names = [row.name for row in rows]
+    tags: dict[str, dict[str, str]] = {}
+    for tag in await connection.execute(select(registered_model_tag).where(registered_model_tag.c.name.in_(names))):
+        tags.setdefault(tag.name, {})[tag.key] = tag.value
+    aliases: dict[str, dict[str, int]] = {}
+    for entry in await connection.execute(
+        select(model_alias).where(model_alias.c.name.in_(names)).order_by(model_alias.c.alias)
+    ):
+        aliases.setdefault(entry.name, {})[entry.alias] = entry.version
+    newest = (
+        select(model_version.c.name, func.max(model_version.c.version).label("version"))
+        .where(model_version.c.name.in_(names))
+        .group_by(model_version.c.name)
+        .subquery()
+    )
+    newest_query = select(model_version).join(
+        newest, and_(newest.c.name == model_version.c.name, newest.c.version == model_version.c.version)
+    )
+    latest = {version.name: version for version in await load_versions(connection, newest_query)}
+    return [
+        RegisteredModel(
+            row.name, row.description, row.created_at, row.updated_at,
+            tags.get(row.name, {}), aliases.get(row.name, {}), latest.get(row.name),
+        )
+        for row in rows
+    ]  # fmt: skip
+
+
+async def load_versions(connection: AsyncConnection, query: Select[Any]) -> list[ModelVersion]:
+    """The versions that ``query`` (on model_version) finds, in its order, with tags and aliases."""
+    rows: Sequence[Row[Any]] = (await connection.execute(query)).all()
+    if not rows:
+        return []
+    names = {row.name for row in rows}
+    versions = {row.version for row in rows}
+    tags: dict[tuple[str, int], dict[str, str]] = {}
+    tag_query = select(model_version_tag).where(
+        model_version_tag.c.name.in_(names), model_version_tag.c.version.in_(versions)
+    )
+    for tag in await connection.execute(tag_query):
+        tags.setdefault((tag.name, tag.version), {})[tag.key] = tag.value
+    aliases: dict[tuple[str, int], list[str]] = {}
+    alias_query = (
+        select(model_alias)
+        .where(model_alias.c.name.in_(names), model_alias.c.version.in_(versions))
+        .order_by(model_alias.c.alias)
+    )
+    for entry in await connection.execute(alias_query):
+        aliases.setdefault((entry.name, entry.version), []).append(entry.alias)
+    return [
+        ModelVersion(
+            row.name, row.version, row.description, row.source, row.artifact_uri, row.run_id, row.run_link,
+            row.user_id, row.created_at, row.updated_at,
+            tags.get((row.name, row.version), {}), aliases.get((row.name, row.version), []),
+        )
+        for row in rows
+    ]  # fmt: skip

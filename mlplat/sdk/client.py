@@ -1,0 +1,140 @@
+"""The HTTP client of the platform: JSON calls with retries, and errors as exceptions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+
+from mlplat import errors
+from mlplat.errors import PlatformError, Unavailable
+from mlplat.sdk.context import current_step
+from mlplat.settings import Settings
+
+CONNECT_TIMEOUT_S = 5.0
+READ_TIMEOUT_S = 60.0
+RETRY_FOR_S = 60.0
+_RETRIED_STATUS = {408, 429, 502, 503, 504}
+
+_BY_CODE: dict[str, type[PlatformError]] = {
+    "INVALID_PARAMETER_VALUE": errors.InvalidInput,
+    "BAD_REQUEST": errors.InvalidInput,
+    "RESOURCE_ALREADY_EXISTS": errors.AlreadyExists,
+    "RESOURCE_DOES_NOT_EXIST": errors.NotFound,
+    "PERMISSION_DENIED": errors.PermissionDenied,
+    "RESOURCE_EXHAUSTED": errors.Overloaded,
+    "TEMPORARILY_UNAVAILABLE": errors.Unavailable,
+}
+
+
+class _TryAgain(Exception):
+    """An answer or a failure after which the same request may succeed."""
+
+
+class Client:
+    """Talks to one platform. Thread-safe.
+
+    Every request is retried for ``retry_for_s`` seconds while the platform is out of reach, so callers
+    must send requests that may arrive twice (an idempotency key, a digest, or a plain write).
+    """
+
+    def __init__(self, url: str | None = None, retry_for_s: float = RETRY_FOR_S) -> None:
+        self.url = (url or default_url()).rstrip("/")
+        self._retry_for_s = retry_for_s
+        timeout = httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+        # trust_env: a proxy of the environment has no business with the platform's own address.
+        self._http = httpx.Client(base_url=self.url, timeout=timeout, trust_env=False)
+
+    def get(self, path: str, **query: Any) -> Any:
+        """The JSON answer of a GET; query values that are None are left out."""
+        return self._call("GET", path, params={key: value for key, value in query.items() if value is not None}).json()
+
+    def post(self, path: str, body: Any, *, idempotency_key: str | None = None) -> Any:
+        """The JSON answer of a POST; with a key, the platform acts once however often it arrives."""
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        return self._call("POST", path, json=body, headers=headers).json()
+
+    def post_bytes(self, path: str, body: bytes, content_type: str) -> Any:
+        """The JSON answer of a POST with a raw body."""
+        return self._call("POST", path, content=body, headers={"Content-Type": content_type}).json()
+
+    def text(self, path: str, **query: Any) -> str:
+        """The body of a GET as text."""
+        return self._call("GET", path, params={k: v for k, v in query.items() if v is not None}).text
+
+    def upload(self, path: str, file: Path) -> None:
+        """Streams a file in a PUT; starts over when the platform goes away meanwhile."""
+
+        def send() -> httpx.Response:
+            with file.open("rb") as body:
+                return self._http.put(quote(path), content=_chunks(body))
+
+        self._with_retries(send)
+
+    def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
+        return self._with_retries(lambda: self._http.request(method, path, **options))
+
+    def _with_retries(self, send: Any) -> httpx.Response:
+        retries = Retrying(
+            retry=retry_if_exception(lambda error: isinstance(error, _TryAgain)),
+            wait=wait_random_exponential(multiplier=0.1, max=2),
+            stop=stop_after_delay(self._retry_for_s),
+            reraise=True,
+        )
+        try:
+            for attempt in retries:
+                with attempt:
+                    return self._checked(send)
+        except _TryAgain as error:
+            cause = error.__cause__
+            if isinstance(cause, PlatformError):
+                raise cause from None
+            raise Unavailable(
+                f"no answer from {self.url}: {cause}. Is the platform up (mlplat status)? MLPLAT_URL names another one."
+            ) from cause
+        raise AssertionError("tenacity re-raises the last error")
+
+    @staticmethod
+    def _checked(send: Any) -> httpx.Response:
+        try:
+            response: httpx.Response = send()
+        except httpx.TransportError as error:
+            raise _TryAgain from error
+        if response.is_success:
+            return response
+        error_ = _error_of(response)
+        # HAProxy rewrites "no replica" to a 500 without our JSON: that one is worth another try, ours is not.
+        is_ours = response.headers.get("content-type", "").startswith("application/json")
+        if response.status_code in _RETRIED_STATUS or (response.status_code == 500 and not is_ours):
+            raise _TryAgain from error_
+        raise error_
+
+
+def _error_of(response: httpx.Response) -> PlatformError:
+    try:
+        body = response.json()
+        return _BY_CODE.get(body["error_code"], PlatformError)(body["message"])
+    except (ValueError, KeyError, TypeError):
+        return PlatformError(f"{response.request.method} {response.request.url}: HTTP {response.status_code}")
+
+
+def _chunks(body: Any, size: int = 1024 * 1024) -> Iterator[bytes]:
+    while chunk := body.read(size):
+        yield chunk
+
+
+def default_url() -> str:
+    """The platform of the step under way, else of ``MLPLAT_URL``, else of this machine."""
+    step = current_step()
+    return step.http_url if step is not None else Settings().http_url
+
+
+@lru_cache(maxsize=8)
+def client_for(url: str) -> Client:
+    """One shared client per platform and process."""
+    return Client(url)

@@ -1,0 +1,43 @@
+"""Registering models from Python."""
+
+from __future__ import annotations
+
+import uuid
+
+from mlplat.errors import AlreadyExists
+from mlplat.sdk.client import Client, client_for, default_url
+from mlplat.sdk.run import API, Run
+
+
+def register_model(name: str, run: Run | str, artifact_path: str, *, alias: str | None = None, url: str | None = None) -> int:
+    """Registers a run's model as the next version of ``name``, which is created on first use.
+
+    Args:
+        name: the registered model.
+        run: the run (or its id) whose artifacts hold the model.
+        artifact_path: the model's folder below the run's artifacts.
+        alias: pointed at the new version.
+        url: the platform; by default ``MLPLAT_URL``, or the one on this machine.
+
+    Returns:
+        The version's number.
+    """
+    client = client_for(url or default_url())
+    run_id = run.run_id if isinstance(run, Run) else run
+    try:
+        _change(client, "registered-models/create", {"name": name})
+    except AlreadyExists:
+        pass
+    created = _change(
+        client, "model-versions/create", {"name": name, "source": f"runs:/{run_id}/{artifact_path}", "run_id": run_id}
+    )
+    version = created["model_version"]["version"]
+    if alias is not None:
+        _change(client, "registered-models/alias", {"name": name, "alias": alias, "version": version})
+    return int(version)
+
+
+def _change(client: Client, path: str, body: dict[str, str]) -> dict[str, dict[str, str]]:
+    """A mutation that happens once, however often the request has to be sent."""
+    answer: dict[str, dict[str, str]] = client.post(f"{API}/{path}", body, idempotency_key=uuid.uuid4().hex)
+    return answer

@@ -1,0 +1,125 @@
+"""The only reader of the environment.
+
+``Settings`` is what the user may set; ``PlatformConfig`` is what bring-up made of it. Actors and
+attempts receive the ``PlatformConfig`` as an argument and never look at the environment.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from mlplat.errors import InvalidInput
+
+
+def default_state_dir() -> Path:
+    """``/var/lib/mlplat`` for root, else ``~/.mlplat``.
+
+    Root's home is usually closed to other users, and Postgres refuses to run as root, so root's
+    state lives where the database's own user can reach it.
+    """
+    return Path("/var/lib/mlplat") if os.geteuid() == 0 else Path.home() / ".mlplat"
+
+
+class Settings(BaseSettings):
+    """User settings, each read from ``MLPLAT_<NAME>``."""
+
+    model_config = SettingsConfigDict(env_prefix="MLPLAT_", frozen=True)
+
+    state_dir: Path = Field(default_factory=default_state_dir)
+    http_port: int = Field(default=8700, ge=1, le=65535)
+    dashboard_port: int = Field(default=8265, ge=1, le=65535)
+    #: ``postgresql+psycopg://…``; unset: the embedded server.
+    postgres_url: str | None = None
+    #: ``clickhouse://…``; unset: chDB.
+    clickhouse_url: str | None = None
+    #: ``s3://…`` or ``file://…``; unset: a folder in the state folder.
+    artifacts_url: str | None = None
+    #: Where clients find the HTTP API; unset: this machine's ``http_port``.
+    url: str | None = None
+    #: Logical CPUs and object store bytes of a head node that bring-up starts; unset: Ray's choice / 256 MiB.
+    num_cpus: int | None = Field(default=None, ge=1)
+    object_store_bytes: int = Field(default=256 * 1024 * 1024, ge=80 * 1024 * 1024)
+    #: Joins a running cluster (``host:port``) instead of starting one.
+    ray_address: str | None = None
+
+    @field_validator("state_dir")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @field_validator("postgres_url")
+    @classmethod
+    def _psycopg(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith("postgresql+psycopg://"):
+            raise ValueError("must start with postgresql+psycopg://")
+        return value
+
+    @field_validator("clickhouse_url")
+    @classmethod
+    def _clickhouse(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("clickhouse://", "clickhouses://")):
+            raise ValueError("must start with clickhouse:// (or clickhouses:// for TLS)")
+        return value
+
+    @field_validator("artifacts_url")
+    @classmethod
+    def _artifacts(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("s3://", "file:///")):
+            raise ValueError("must start with s3:// or file:///")
+        return value
+
+    @property
+    def http_url(self) -> str:
+        """Base URL of the HTTP API, without a trailing slash."""
+        return (self.url or f"http://127.0.0.1:{self.http_port}").rstrip("/")
+
+    @property
+    def config(self) -> PlatformConfig:
+        """The configuration that these settings lead to, with embedded engines filled in."""
+        return PlatformConfig(
+            state_dir=str(self.state_dir),
+            postgres_url=self.postgres_url or embedded_postgres_url(self.state_dir),
+            clickhouse_url=self.clickhouse_url or f"chdb://{self.state_dir / 'chdb'}",
+            artifacts_url=self.artifacts_url or f"file://{self.state_dir / 'artifacts'}",
+            http_url=self.http_url,
+        )
+
+
+@dataclass(frozen=True)
+class PlatformConfig:
+    """Everything a process of the platform needs to know, picklable and complete."""
+
+    state_dir: str
+    postgres_url: str
+    clickhouse_url: str
+    artifacts_url: str
+    http_url: str
+
+
+#: Bytes a Unix socket path may have (``sun_path`` is 108 with its final NUL).
+UNIX_PATH_MAX = 107
+
+
+def postgres_socket_dir(state_dir: Path) -> Path:
+    """Folder of the embedded Postgres' socket.
+
+    Raises:
+        InvalidInput: the state folder's path is too long for a Unix socket.
+    """
+    folder = state_dir / "postgres" / "socket"
+    if len(os.fsencode(folder / ".s.PGSQL.5432")) > UNIX_PATH_MAX:
+        raise InvalidInput(
+            f"the state folder's path is too long for Unix sockets ({UNIX_PATH_MAX} bytes): {state_dir}. "
+            "Set MLPLAT_STATE_DIR to a shorter one."
+        )
+    return folder
+
+
+def embedded_postgres_url(state_dir: Path) -> str:
+    """SQLAlchemy URL of the Postgres that lives in ``state_dir``."""
+    return f"postgresql+psycopg://postgres@/mlplat?host={postgres_socket_dir(state_dir)}"

@@ -1,0 +1,1 @@
+"""Tracking: experiments, runs, params, tags and their search."""

@@ -1,0 +1,136 @@
+"""Filter trees → SQL over the run tables. Values are always bound, never spliced.
+
+Metric predicates are resolved before (the metric store answers them with run ids) and arrive here as
+a mapping from comparison to run ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Table, and_, case, exists, false, func, literal, not_, or_, select, true
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.types import DOUBLE_PRECISION, Text
+
+from mlplat.db.tables import run, run_param, run_tag
+from mlplat.tracking.model import ViewType, from_ms
+from mlplat.tracking.search import AllOf, AnyOf, Comparison, Entity, Field, Not, OrderBy, Predicate
+
+_ATTRIBUTE_COLUMNS: dict[str, ColumnElement[Any]] = {
+    "run_id": run.c.run_id,
+    "run_name": run.c.name,
+    "status": run.c.status,
+    "user_id": run.c.user_id,
+    "artifact_uri": run.c.artifact_uri,
+    "start_time": run.c.started_at,
+    "end_time": run.c.ended_at,
+}
+
+
+def visible(experiment_ids: Sequence[int], view: ViewType) -> ColumnElement[bool]:
+    """Runs of the experiments that the view shows."""
+    inside = run.c.experiment_id.in_(experiment_ids)
+    return inside if view is ViewType.ALL else and_(inside, run.c.deleted == (view is ViewType.DELETED_ONLY))
+
+
+def compile_filter(predicate: Predicate, metric_runs: Mapping[Comparison, Sequence[str]]) -> ColumnElement[bool]:
+    """A condition on ``run``; ``metric_runs`` has the run ids of every metric comparison in the tree."""
+    match predicate:
+        case AllOf(operands):
+            return and_(true(), *(compile_filter(operand, metric_runs) for operand in operands))
+        case AnyOf(operands):
+            return or_(false(), *(compile_filter(operand, metric_runs) for operand in operands))
+        case Not(operand):
+            return not_(compile_filter(operand, metric_runs))
+        case Comparison(field, _, _):
+            if field.entity is Entity.METRIC:
+                return run.c.run_id == func.any(literal(list(metric_runs[predicate]), ARRAY(Text)))
+            return _compare(predicate)
+
+
+def compile_order(orders: Sequence[OrderBy], metric_values: Mapping[str, Mapping[str, float]]) -> list[ColumnElement[Any]]:
+    """ORDER BY terms; ``metric_values`` maps a metric's key to the last value of each run.
+
+    Metrics: numbers first, then NaN, then missing, whichever the direction. Others: missing last.
+    """
+    terms: list[ColumnElement[Any]] = []
+    for order in orders:
+        if order.field.entity is Entity.METRIC:
+            value = _looked_up(metric_values[order.field.key])
+            nan = literal(float("nan"), DOUBLE_PRECISION)
+            terms.append(case((value.is_(None), 2), (value == nan, 1), else_=0))
+        else:
+            value = _operand(order.field)
+        terms.append((value.asc() if order.ascending else value.desc()).nulls_last())
+    return terms
+
+
+def _looked_up(values: Mapping[str, float]) -> ColumnElement[Any]:
+    keys = literal(list(values), ARRAY(Text))
+    numbers = literal(list(values.values()), ARRAY(DOUBLE_PRECISION))
+    position: ColumnElement[Any] = func.array_position(keys, run.c.run_id)
+    return numbers[position]
+
+
+def _operand(field: Field) -> ColumnElement[Any]:
+    if field.entity is Entity.ATTRIBUTE:
+        return _ATTRIBUTE_COLUMNS[field.key]
+    table = _table_of(field)
+    return (
+        select(table.c.value).where(table.c.run_id == run.c.run_id, table.c.key == field.key).scalar_subquery()
+    )
+
+
+def _table_of(field: Field) -> Table:
+    return run_param if field.entity is Entity.PARAM else run_tag
+
+
+def _compare(comparison: Comparison) -> ColumnElement[bool]:
+    field = comparison.field
+    if field.entity is Entity.ATTRIBUTE:
+        return _test(_ATTRIBUTE_COLUMNS[field.key], comparison.comparator, _bound(comparison))
+    table = _table_of(field)
+    present = [table.c.run_id == run.c.run_id, table.c.key == field.key]
+    if comparison.comparator == "IS NULL":
+        return ~exists().where(*present)
+    if comparison.comparator == "IS NOT NULL":
+        return exists().where(*present)
+    return exists().where(*present, _test(table.c.value, comparison.comparator, comparison.value))
+
+
+def _bound(comparison: Comparison) -> float | str | tuple[str, ...] | datetime | None:
+    if comparison.field.key in {"start_time", "end_time"} and isinstance(comparison.value, float):
+        return from_ms(int(comparison.value))
+    return comparison.value
+
+
+def _test(left: ColumnElement[Any], comparator: str, right: Any) -> ColumnElement[bool]:
+    match comparator:
+        case "=":
+            return left == right
+        case "!=":
+            return left != right
+        case ">":
+            return left > right
+        case ">=":
+            return left >= right
+        case "<":
+            return left < right
+        case "<=":
+            return left <= right
+        case "LIKE":
+            return left.like(right)
+        case "ILIKE":
+            return left.ilike(right)
+        case "IN":
+            return left.in_(right)
+        case "NOT IN":
+            return left.not_in(right)
+        case "IS NULL":
+            return left.is_(None)
+        case "IS NOT NULL":
+            return left.is_not(None)
+        case _:
+            raise AssertionError(f"the parser let {comparator!r} through")

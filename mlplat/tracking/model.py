@@ -1,0 +1,183 @@
+"""Experiments and runs as values, and the rules their parts obey (MLflow's, unless said otherwise)."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import secrets
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+
+from mlplat.errors import InvalidInput
+
+DEFAULT_EXPERIMENT_ID = 0
+DEFAULT_EXPERIMENT_NAME = "Default"
+RUN_NAME_TAG = "mlflow.runName"
+PARENT_RUN_TAG = "mlflow.parentRunId"
+#: ``<pipeline run>/<step>/<item>/<attempt>`` of the attempt that started a run.
+ATTEMPT_TAG = "mlplat.attempt"
+
+MAX_KEY_LENGTH = 250
+MAX_PARAM_LENGTH = 6_000
+MAX_TAG_LENGTH = 8_000
+MAX_NAME_LENGTH = 500
+MAX_BATCH_METRICS = 1_000
+MAX_BATCH_PARAMS = 100
+MAX_BATCH_TAGS = 100
+MAX_BATCH_TOTAL = 1_000
+
+_KEY = re.compile(r"[\w\-. :/]+\Z")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class RunStatus(StrEnum):
+    """MLflow's run states."""
+
+    SCHEDULED = "SCHEDULED"
+    RUNNING = "RUNNING"
+    FINISHED = "FINISHED"
+    FAILED = "FAILED"
+    KILLED = "KILLED"
+
+
+class ViewType(StrEnum):
+    """Which of active and deleted entities a search returns."""
+
+    ACTIVE_ONLY = "ACTIVE_ONLY"
+    DELETED_ONLY = "DELETED_ONLY"
+    ALL = "ALL"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment with its tags."""
+
+    experiment_id: int
+    name: str
+    artifact_location: str
+    deleted: bool
+    created_at: datetime
+    updated_at: datetime
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run with its params and tags; metric values live in the metric store."""
+
+    run_id: str
+    experiment_id: int
+    name: str
+    status: RunStatus
+    user_id: str
+    artifact_uri: str
+    deleted: bool
+    started_at: datetime
+    ended_at: datetime | None
+    params: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+def from_ms(value: int) -> datetime:
+    """The aware datetime of a wire time.
+
+    Raises:
+        InvalidInput: negative, or beyond year 9999.
+    """
+    try:
+        if value < 0:
+            raise OverflowError
+        return _EPOCH + timedelta(milliseconds=value)
+    except OverflowError as error:
+        raise InvalidInput(f"Invalid time {value}: expected milliseconds since 1970") from error
+
+
+def to_ms(value: datetime) -> int:
+    """The wire time of an aware datetime."""
+    return (value - _EPOCH) // timedelta(milliseconds=1)
+
+
+def parse_experiment_id(value: str) -> int:
+    """The number in an experiment id.
+
+    Raises:
+        InvalidInput: not a decimal number.
+    """
+    if not value.isascii() or not value.isdecimal() or len(value) > 18:
+        raise InvalidInput(f"Invalid experiment ID: {value!r}. Experiment IDs are decimal numbers.")
+    return int(value)
+
+
+def check_key(kind: str, key: str) -> None:
+    """Checks the key of a param, metric or tag.
+
+    Raises:
+        InvalidInput: empty, too long, forbidden characters, or not a normal relative path.
+    """
+    if not key or len(key) > MAX_KEY_LENGTH:
+        raise InvalidInput(
+            f"Invalid {kind} name: {key[:300]!r}. Names have 1 to {MAX_KEY_LENGTH} characters, this has {len(key)}."
+        )
+    if not _KEY.match(key):
+        raise InvalidInput(
+            f"Invalid {kind} name: {key!r}. Names may only contain letters, digits, underscores (_), dashes (-), "
+            "periods (.), spaces ( ), colons (:) and slashes (/)."
+        )
+    if posixpath.normpath(key) != key or key.startswith(("/", "..")) or key == ".":
+        raise InvalidInput(f"Invalid {kind} name: {key!r}. Names may be treated as files, so a plain path is needed.")
+
+
+def cut_param(value: str) -> str:
+    """A param's value as stored: MLflow cuts what is too long."""
+    return value[:MAX_PARAM_LENGTH]
+
+
+def cut_tag(value: str) -> str:
+    """A tag's value as stored: MLflow cuts what is too long."""
+    return value[:MAX_TAG_LENGTH]
+
+
+def check_name(kind: str, name: str) -> None:
+    """Checks the name of an experiment.
+
+    Raises:
+        InvalidInput: empty or too long.
+    """
+    if not name.strip():
+        raise InvalidInput(f"Invalid {kind} name: {name!r}. It may not be empty.")
+    if len(name) > MAX_NAME_LENGTH:
+        raise InvalidInput(f"Invalid {kind} name: it has {len(name)} characters, at most {MAX_NAME_LENGTH} are allowed.")
+
+
+def unique_params(params: list[tuple[str, str]]) -> dict[str, str]:
+    """The params of one batch.
+
+    Raises:
+        InvalidInput: a key occurs twice (even with equal values), or a key is malformed.
+    """
+    seen: dict[str, str] = {}
+    for key, value in params:
+        check_key("param", key)
+        if key in seen:
+            raise InvalidInput(f"Duplicate parameter keys have been submitted: {key!r}.")
+        seen[key] = cut_param(value)
+    return seen
+
+
+_ADJECTIVES = (
+    "able amber bold brave bright calm clever cosmic crisp eager fair fleet fluent gentle glad golden grand happy honest "
+    "keen kind lively lucid lunar merry mighty noble patient polite proud quick quiet rapid rare shy silent smart "
+    "solar spirited stately steady swift tidy upbeat valiant vivid warm wise witty zealous"
+).split()
+_NOUNS = (
+    "ant badger bat bear bee bird boar bug calf carp cat chimp colt crab crane crow deer dove duck eel elk ewe finch fish "
+    "fly fox frog gnat goat goose hare hawk hen hound jay kit koi lamb lark loon lynx mare mink mole moose moth mouse "
+    "mule newt owl ox panda perch pig pug quail ram rat rook seal shad shark sheep shrew shrike slug snail snake squid "
+    "stag stork swan tern toad trout vole wasp whale wolf worm wren yak"
+).split()
+
+
+def random_run_name() -> str:
+    """A name for a run whose owner gave none, such as ``swift-wren-417``."""
+    return f"{secrets.choice(_ADJECTIVES)}-{secrets.choice(_NOUNS)}-{secrets.randbelow(1000)}"
