@@ -44,7 +44,8 @@ def gateway(config: PlatformConfig, replicas: int = 1) -> Any:
         )
         return create_app(services, __version__)
 
-    deployment = serve.deployment(
+    # Ray's stubs say deployment(class) gives a decorator; given a class it gives the deployment.
+    deployment: Any = serve.deployment(
         serve.ingress(build)(),
         name=GATEWAY_DEPLOYMENT,
         num_replicas=replicas,

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import httpx
 import ray
 from filelock import FileLock, Timeout
-from ray import serve
+from ray import cloudpickle, serve
+from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -48,6 +50,7 @@ from mlplat.tracking.experiments import ExperimentStore
 
 LOCK_TIMEOUT_S = 120
 HEALTH_TIMEOUT_S = 60
+STOP_TIMEOUT_S = 15
 Say = Callable[[str], None]
 
 
@@ -197,7 +200,9 @@ def _join(settings: Settings) -> RayHead:
     address = settings.ray_address or ""
     host, _colon, port = address.rpartition(":")
     if not port.isdecimal() or not is_listening(int(port), host or "127.0.0.1", timeout_s=5):
-        raise BringUpError(f"no Ray cluster answers at {address!r}; MLPLAT_RAY_ADDRESS must be host:port of a running head")
+        raise BringUpError(
+            f"no Ray cluster answers at {address!r}; MLPLAT_RAY_ADDRESS must be host:port of a running head"
+        )
     return RayHead(address, None, [])
 
 
@@ -226,7 +231,7 @@ def _connect(record: ClusterRecord) -> None:
         # Everything that bring-up creates inherits nice 0, Serve's own actors included.
         ray.init(
             address=record.ray_address, namespace=NAMESPACE, runtime_env=PLATFORM_ENV, log_to_driver=False,
-            logging_level="ERROR", configure_logging=False,
+            logging_level=logging.ERROR, configure_logging=False,
         )  # fmt: skip
     except (ConnectionError, RuntimeError) as error:
         raise BringUpError(f"Ray at {record.ray_address} refused: {str(error).splitlines()[0]}") from error
@@ -235,7 +240,7 @@ def _connect(record: ClusterRecord) -> None:
 def _deploy(config: PlatformConfig, say: Say) -> None:
     """Creates the actors and the Gateway; what exists already is left alone."""
     # By value: a file actors.py in a user's folder would shadow ours on the workers.
-    ray.cloudpickle.register_pickle_by_value(actors)
+    cloudpickle.register_pickle_by_value(actors)  # type: ignore[no-untyped-call]  # Ray's copy has no types
     say("starting the actors")
     get_or_create(MetricShard, METRIC_SHARD, config, METRIC_SHARD)
     get_or_create(RegistryCoordinator, REGISTRY_COORDINATOR, config, REGISTRY_COORDINATOR)
@@ -258,7 +263,9 @@ async def _wait_healthy(config: PlatformConfig) -> None:
             if not problem:
                 return
             await asyncio.sleep(0.1)
-    raise BringUpError(f"the platform is not healthy after {HEALTH_TIMEOUT_S} s: {problem}. Logs: {config.state_dir}/ray")
+    raise BringUpError(
+        f"the platform is not healthy after {HEALTH_TIMEOUT_S} s: {problem}. Logs: {config.state_dir}/ray"
+    )
 
 
 async def _problem(client: httpx.AsyncClient) -> str:
@@ -275,18 +282,13 @@ async def _problem(client: httpx.AsyncClient) -> str:
 
 def _stop_actors(record: ClusterRecord) -> None:
     """Lets every actor finish what it holds. Whatever cannot be asked loses nothing: truth is in the stores."""
-    try:
+    with suppress(BringUpError):
         _connect(record)
         for name in (PIPELINE_SCHEDULER, RUN_EXECUTOR, REGISTRY_COORDINATOR, METRIC_SHARD):
-            try:
-                actor = ray.get_actor(name, namespace=NAMESPACE)
-                ray.get(actor.stop.remote(), timeout=15)
+            with suppress(ValueError, RayError):
+                actor: Any = ray.get_actor(name, namespace=NAMESPACE)
+                ray.get(actor.stop.remote(), timeout=STOP_TIMEOUT_S)
                 ray.kill(actor)
-            except (ValueError, ray.exceptions.RayError):
-                continue
         if not record.head_pids:
             serve.delete(SERVE_APP)
-    except BringUpError:
-        pass
-    finally:
-        ray.shutdown()
+    ray.shutdown()

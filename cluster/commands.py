@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 import sys
@@ -17,11 +18,13 @@ from mlplat.errors import PlatformError
 from mlplat.settings import Settings
 
 app = typer.Typer(name="mlplat", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-console = Console(stderr=False, highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 
 
 @app.command()
-def up(dashboard: Annotated[bool, typer.Option(help="Run Ray's dashboard, which `ray job submit` needs.")] = True) -> None:
+def up(
+    dashboard: Annotated[bool, typer.Option(help="Run Ray's dashboard, which `ray job submit` needs.")] = True,
+) -> None:
     """Start the platform, or find it running."""
     settings = Settings()
     record = bringup.up(settings, dashboard=dashboard, say=_say)
@@ -66,6 +69,7 @@ def _say(message: str) -> None:
 
 def main() -> None:
     """Runs a command; a problem is one line on stderr and exit code 1."""
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     try:
         app()
     except PlatformError as error:

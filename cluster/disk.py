@@ -42,6 +42,6 @@ def _full(state_dir: Path) -> str:
     existing = next(path for path in (state_dir, *state_dir.parents) if path.exists())
     free = shutil.disk_usage(existing).free // 1024**2
     return (
-        f"the disk of {state_dir} is full: {free} MB free, {MIN_FREE_BYTES // 1024**2} MB needed. Free some space, or put "
-        "the state elsewhere with MLPLAT_STATE_DIR."
+        f"the disk of {state_dir} is full: {free} MB free, {MIN_FREE_BYTES // 1024**2} MB needed. Free some space, "
+        "or put the state elsewhere with MLPLAT_STATE_DIR."
     )

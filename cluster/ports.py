@@ -40,7 +40,8 @@ def require_free(port: int, purpose: str, setting: str) -> None:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
             raise BringUpError(
-                f"port {port} ({purpose}) is taken{_owner(port)}. Stop that, or choose another port: {setting}={free_port()}"
+                f"port {port} ({purpose}) is taken{_owner(port)}. "
+                f"Stop that, or choose another port: {setting}={free_port()}"
             ) from error
 
 

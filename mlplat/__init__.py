@@ -1,11 +1,40 @@
 """mlplat: tracking, registry, pipelines and artifacts as a Ray application."""
 
-from mlplat.pipelines.spec import Retry
-from mlplat.sdk.context import current_step
-from mlplat.sdk.definition import pipeline, step
-from mlplat.sdk.pipeline_runs import submit
-from mlplat.sdk.registry import register_model
-from mlplat.sdk.run import Run, start_run
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlplat.pipelines.spec import Retry
+    from mlplat.sdk.context import current_step
+    from mlplat.sdk.definition import pipeline, step
+    from mlplat.sdk.pipeline_runs import submit
+    from mlplat.sdk.registry import register_model
+    from mlplat.sdk.run import Run, start_run
 
 __all__ = ["Retry", "Run", "current_step", "pipeline", "register_model", "start_run", "step", "submit"]
 __version__ = "0.1.0"
+
+# Loaded when first used: the platform's own processes import this package too, and need none of it.
+_HOMES = {
+    "Retry": "mlplat.pipelines.spec",
+    "Run": "mlplat.sdk.run",
+    "current_step": "mlplat.sdk.context",
+    "pipeline": "mlplat.sdk.definition",
+    "register_model": "mlplat.sdk.registry",
+    "start_run": "mlplat.sdk.run",
+    "step": "mlplat.sdk.definition",
+    "submit": "mlplat.sdk.pipeline_runs",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

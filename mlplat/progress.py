@@ -49,7 +49,7 @@ class Progress:
         self._seen[key] = mark
         yield Text(f"  {name:<16} {text}", style=STYLES.get(state, ""))
         if retried:
-            yield Text(f"  {'':<16} retrying after: {_last_line(step['error'])}", style="yellow")
+            yield Text(f"  {'':<16} retrying after: {_first_line(step['error'])}", style="yellow")
 
 
 @contextmanager
@@ -69,8 +69,8 @@ def steps_table(status: dict[str, Any]) -> Group:
         table.add_column(column, justify="right" if column in {"attempt", "seconds"} else "left")
     for name, step in status["steps"].items():
         state = step["state"]
-        note = f"retrying after: {_last_line(step['error'])}" if state == "PENDING" and step["failures"] else ""
-        note = _last_line(step["error"]) if state in {"FAILED", "SKIPPED"} else note
+        note = f"retrying after: {_first_line(step['error'])}" if state == "PENDING" and step["failures"] else ""
+        note = _first_line(step["error"]) if state in {"FAILED", "SKIPPED"} else note
         table.add_row(
             name,
             Text(_describe(step), style=STYLES.get(state, "")),
@@ -97,6 +97,6 @@ def _seconds(step: dict[str, Any]) -> str:
     return f"{(end - datetime.fromisoformat(step['started_at'])).total_seconds():.1f}"
 
 
-def _last_line(text: str | None) -> str:
+def _first_line(text: str | None) -> str:
     lines = (text or "").strip().splitlines()
-    return lines[-1] if lines else ""
+    return lines[0] if lines else ""

@@ -101,9 +101,7 @@ async def renew(engine: AsyncEngine, held: Lease) -> Lease:
 async def release(engine: AsyncEngine, held: Lease) -> None:
     """Frees the lease for whoever asks next; does nothing when it is somebody else's by now."""
     statement = (
-        update(lease)
-        .where(lease.c.name == held.name, lease.c.epoch == held.epoch)
-        .values(until=func.clock_timestamp())
+        update(lease).where(lease.c.name == held.name, lease.c.epoch == held.epoch).values(until=func.clock_timestamp())
     )
     async with engine.begin() as connection:
         await connection.execute(statement)

@@ -238,9 +238,7 @@ pipeline_run = Table(
     _time("started_at", nullable=True),
     _time("finished_at", nullable=True),
     Index(None, text("created_at DESC"), "run_id"),
-    Index(
-        "ix_pipeline_run_open", "created_at", postgresql_where=text("state IN ('PENDING', 'QUEUED', 'RUNNING')")
-    ),
+    Index("ix_pipeline_run_open", "created_at", postgresql_where=text("state IN ('PENDING', 'QUEUED', 'RUNNING')")),
 )
 
 step_run = Table(

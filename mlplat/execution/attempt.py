@@ -50,7 +50,7 @@ def run_attempt(request: AttemptRequest, config: PlatformConfig) -> AttemptOutco
         except (Exception, SystemExit) as error:
             text = user_traceback(error)
             print(text, file=sys.stderr)  # noqa: T201 - the attempt's log
-            return AttemptOutcome(AttemptState.FAILED, error=text[-MAX_ERROR_CHARACTERS:])
+            return AttemptOutcome(AttemptState.FAILED, error=f"{_summary(error)}\n\n{text[-MAX_ERROR_CHARACTERS:]}")
 
 
 def load_function(uses: str, artifacts: ArtifactStore) -> Callable[..., Any]:
@@ -96,6 +96,11 @@ def user_traceback(error: BaseException) -> str:
     while frame is not None and frame.tb_frame.f_code.co_filename == __file__:
         frame = frame.tb_next
     return "".join(traceback.format_exception(type(error), error, frame)).rstrip()
+
+
+def _summary(error: BaseException) -> str:
+    first_line = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first_line}"[:500]
 
 
 def _check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any], uses: str) -> None:

@@ -29,9 +29,7 @@ def log_folder(run_id: str, step: str, item: int, attempt: int) -> str:
 def read_log(artifacts: ArtifactStore, run_id: str, step: str, item: int, attempt: int) -> bytes:
     """What the attempt has printed so far."""
     folder = log_folder(run_id, step, item, attempt)
-    return b"".join(
-        chunk for entry in artifacts.list(folder) for chunk in artifacts.read(f"{folder}/{entry.path}")
-    )
+    return b"".join(chunk for entry in artifacts.list(folder) for chunk in artifacts.read(f"{folder}/{entry.path}"))
 
 
 class _Shipper:

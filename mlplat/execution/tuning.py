@@ -54,11 +54,12 @@ def sweep(
     """
     step = current_step()
     with start_run(experiment, name, tags={"mlplat.sweep": name}) as parent:
+        parent_id = parent.run_id  # the trainable is pickled, and a run is not
 
         def trainable(config: dict[str, Any]) -> None:
             if step is not None:
                 enter_step(step)
-            with start_run(experiment, parent=parent.run_id, params=config) as run:
+            with start_run(experiment, parent=parent_id, params=config) as run:
                 last: Mapping[str, float] = {}
                 for epoch, last in enumerate(objective(config)):
                     run.log(last, step=epoch)
@@ -72,14 +73,14 @@ def sweep(
                     num_samples=num_samples,
                     metric=metric,
                     mode=mode,
-                    max_concurrent_trials=max_concurrent,
                     reuse_actors=True,
                     search_alg=tune.search.BasicVariantGenerator(random_state=seed, max_concurrent=max_concurrent),
                 ),
                 run_config=tune.RunConfig(name=name, storage_path=storage, verbose=1),
             )
             results = tuner.fit()
-        trials = [_trial(result) for result in results if result.error is None and result.metrics]
+        finished = [results[index] for index in range(len(results))]
+        trials = [_trial(result) for result in finished if result.error is None and result.metrics]
         _summarise(parent, trials, len(results), metric, mode)
     if not trials:
         raise PlatformError(f"all {len(results)} trials failed: {results.errors[0] if results.errors else 'no result'}")

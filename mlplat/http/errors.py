@@ -34,9 +34,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
     async def validation_error(_request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        problems = "; ".join(
-            f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()
-        )
+        problems = "; ".join(f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors())
         return error_response(InvalidInput(problems))
 
     async def body_error(_request: Request, error: Exception) -> Response:

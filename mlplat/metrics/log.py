@@ -39,9 +39,7 @@ class MetricLog:
         flushed_query = select(func.coalesce(func.max(metric_flush.c.seq), 0)).where(
             metric_flush.c.shard == self._shard
         )
-        appended_query = select(func.coalesce(func.max(metric_log.c.seq), 0)).where(
-            metric_log.c.shard == self._shard
-        )
+        appended_query = select(func.coalesce(func.max(metric_log.c.seq), 0)).where(metric_log.c.shard == self._shard)
         async with self._engine.connect() as connection:
             flushed = (await connection.execute(flushed_query)).scalar_one()
             appended = (await connection.execute(appended_query)).scalar_one()
@@ -54,13 +52,13 @@ class MetricLog:
             Fenced: the shard's lease has another epoch; nothing was written.
         """
         fence = held.holds().subquery()
-        row = select(
-            literal(self._shard), literal(group.seq), literal(group.points), literal(group.body)
-        ).select_from(fence)
+        row = select(literal(self._shard), literal(group.seq), literal(group.points), literal(group.body)).select_from(
+            fence
+        )
         statement = insert(metric_log).from_select(["shard", "seq", "points", "body"], row)
         async with self._engine.begin() as connection:
-            result = await connection.execute(statement)
-        if result.rowcount != 1:
+            written = (await connection.execute(statement.returning(metric_log.c.seq))).first()
+        if written is None:
             raise Fenced(f"metric shard {self._shard!r}: epoch {held.epoch} is over")
 
     async def read_after(self, seq: int, limit: int) -> list[Group]:

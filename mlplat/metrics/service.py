@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 import pyarrow as pa
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mlplat.db.engine import CONNECTION_ERRORS
@@ -29,7 +31,7 @@ MAX_GROUP_BYTES = 8 * 1024 * 1024
 MAX_PENDING_BYTES = 64 * 1024 * 1024
 MAX_CACHED_BYTES = 128 * 1024 * 1024
 FLUSH_POINTS = 100_000
-REPLAY_GROUPS = 50
+REPLAY_GROUPS = 16
 READERS = 3
 RETRY_S = 0.5
 
@@ -129,10 +131,8 @@ class MetricService:
     async def stop(self) -> None:
         """Flushes what is pending and gives the shard back."""
         await self._commits.close()
-        try:
+        with suppress(Unavailable):  # the log keeps it for the next start
             await self.barrier()
-        except Unavailable:
-            pass  # the log keeps it for the next start
         self._flusher.cancel()
         await self._lease.stop()
         self._store.close()
@@ -142,6 +142,9 @@ class MetricService:
         group = Group(self._buffer.last_seq + 1, table.num_rows, encode(table, "zstd"))
         try:
             await self._log.append(self._lease.current, group)
+        except (Fenced, IntegrityError) as error:  # somebody else writes this shard's log
+            self._lease.lost.set()
+            raise Fenced("this shard was taken over; retry") from error
         except CONNECTION_ERRORS as error:
             await self._settle_unknown_commit(group, error)
         self._buffer.add(Cached(group.seq, group.points, table.nbytes, table))

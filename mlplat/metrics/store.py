@@ -103,9 +103,7 @@ class MetricStore:
     def _open(self) -> Any:
         if self.is_embedded:
             self._path().mkdir(parents=True, exist_ok=True)
-            return clickhouse_connect.get_client(
-                interface="chdb", path=str(self._path()), chdb_options=CHDB_OPTIONS
-            )
+            return clickhouse_connect.get_client(interface="chdb", path=str(self._path()), chdb_options=CHDB_OPTIONS)
         return clickhouse_connect.get_client(
             dsn=self._url.replace("clickhouses://", "https://").replace("clickhouse://", "http://"),
             connect_timeout=5,

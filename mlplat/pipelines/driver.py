@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import UTC, datetime
 from typing import Any
 
@@ -30,7 +30,7 @@ from mlplat.pipelines.transitions import RunChange, Transition
 MAX_ITEMS = 10_000
 
 #: Runs one attempt to its end. Never raises for what the attempt does.
-Launch = Callable[[AttemptRequest], Awaitable[AttemptOutcome]]
+Launch = Callable[[AttemptRequest], Coroutine[Any, Any, AttemptOutcome]]
 #: Makes a transition durable; raises Fenced when the run has another owner.
 Commit = Callable[[Transition], Awaitable[None]]
 #: Told about attempts that died without an outcome, by label.
@@ -205,9 +205,7 @@ class RunDriver:
             assert timeout is not None, f"run {self._run.run_id} is stuck: {self._nodes}"
             await asyncio.sleep(timeout)
             return
-        done, _pending = await asyncio.wait(
-            self._running, timeout=timeout, return_when=asyncio.FIRST_COMPLETED
-        )
+        done, _pending = await asyncio.wait(self._running, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             row = self._nodes[self._running.pop(task)]
             outcome = task.result()

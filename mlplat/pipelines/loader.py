@@ -21,7 +21,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]  # PyYAML's stubs leave it out
             raise yaml.composer.ComposerError(None, None, "aliases (*name) are not allowed", mark)
         return super().compose_node(parent, index)
 
@@ -58,7 +58,7 @@ def parse_yaml(text: str, source: str = "<text>") -> PipelineSpec:
         raise InvalidPipeline(f"{source}: not readable as YAML: {str(error).splitlines()[0]}") from error
     finally:
         loader.dispose()
-    if not isinstance(document, dict):
+    if node is None or not isinstance(document, dict):
         raise InvalidPipeline(f"{source}:1: expected a mapping with 'name' and 'steps'")
     lines: Lines = {}
     _collect_lines(node, (), lines)

@@ -68,7 +68,8 @@ class AttemptRequest:
 
 @dataclass(frozen=True)
 class AttemptOutcome:
-    """How an attempt ended. ``output`` is a stored output (see ``outputs``); ``error`` is for people."""
+    """How an attempt ended. ``output`` is a stored output (see ``outputs``); ``error`` is for people: a line
+    that sums it up, then maybe a traceback."""
 
     state: AttemptState
     output: dict[str, Any] | None = None

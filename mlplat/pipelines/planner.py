@@ -167,6 +167,6 @@ def _finish(rules: Mapping[str, StepRules], nodes: Mapping[Node, StepRun]) -> Fi
     for step in rules:
         row = nodes[step, WHOLE_STEP]
         if row.state is State.FAILED:
-            last_line = (row.error or "failed").strip().splitlines()[-1]
-            return Finish(State.FAILED, f"step {step!r} failed: {last_line}")
+            summary = (row.error or "failed").strip().splitlines()[0]
+            return Finish(State.FAILED, f"step {step!r} failed: {summary}")
     return Finish(State.SUCCEEDED)

@@ -34,7 +34,9 @@ class PipelineStore:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
 
-    async def add_run(self, held: Lease, spec: PipelineSpec, params: dict[str, Any], submission: Submission) -> tuple[str, bool]:
+    async def add_run(
+        self, held: Lease, spec: PipelineSpec, params: dict[str, Any], submission: Submission
+    ) -> tuple[str, bool]:
         """Stores a validated submission; returns the run's id and whether it is new.
 
         The same idempotency key again gives the first run, so a caller that lost the answer may repeat.
@@ -55,9 +57,7 @@ class PipelineStore:
             inserted = await connection.execute(added.on_conflict_do_nothing(index_elements=["idempotency_key"]))
             if not inserted.rowcount:
                 return await self._known_run(connection, spec, params, submission.idempotency_key), False
-            rows = [
-                {"run_id": run_id, "step": step, "item": WHOLE_STEP, "state": State.PENDING} for step in spec.steps
-            ]
+            rows = [{"run_id": run_id, "step": step, "item": WHOLE_STEP, "state": State.PENDING} for step in spec.steps]
             await connection.execute(insert(step_run), rows)
         return run_id, True
 
@@ -85,7 +85,8 @@ class PipelineStore:
         )
         async with self._engine.begin() as connection:
             await held.check(connection)
-            return (await connection.execute(statement)).scalar()
+            epoch: int | None = (await connection.execute(statement)).scalar()
+        return epoch
 
     async def find_open(self) -> list[PipelineRun]:
         """Runs that are not over, oldest first."""
@@ -156,6 +157,4 @@ def _step_run(row: Row[Any]) -> StepRun:
 
 
 def _attempt(row: Row[Any]) -> Attempt:
-    return Attempt(
-        row.step, row.item, row.attempt, AttemptState(row.state), row.started_at, row.finished_at, row.error
-    )
+    return Attempt(row.step, row.item, row.attempt, AttemptState(row.state), row.started_at, row.finished_at, row.error)

@@ -39,7 +39,7 @@ async def apply(connection: AsyncConnection, command: Command) -> dict[str, Any]
         case CreateModel():
             await _create_model(connection, command)
         case UpdateModel(name, description):
-            await _touch_model(connection, name, description=description)
+            await _change_model(connection, name, description=description)
         case RenameModel(name, new_name):
             await _rename_model(connection, name, new_name)
         case DeleteModel(name):
@@ -89,7 +89,7 @@ async def _rename_model(connection: AsyncConnection, name: str, new_name: str) -
     taken = select(registered_model.c.name).where(registered_model.c.name == new_name)
     if (await connection.execute(taken)).first() is not None:
         raise AlreadyExists(f"Registered Model (name={new_name}) already exists.")
-    await _touch_model(connection, name, name=new_name)
+    await _change_model(connection, name, name=new_name)
 
 
 async def _create_version(connection: AsyncConnection, command: CreateVersion) -> int:
@@ -120,9 +120,7 @@ async def _set_model_tag(connection: AsyncConnection, name: str, key: str, value
     await _require_model(connection, name)
     if value is None:
         await connection.execute(
-            delete(registered_model_tag).where(
-                registered_model_tag.c.name == name, registered_model_tag.c.key == key
-            )
+            delete(registered_model_tag).where(registered_model_tag.c.name == name, registered_model_tag.c.key == key)
         )
         return
     check_key("tag", key)
@@ -157,15 +155,15 @@ async def _set_alias(connection: AsyncConnection, name: str, alias: str, version
     await _require_version(connection, name, version)
     statement = upsert(model_alias).values(name=name, alias=alias, version=version)
     await connection.execute(
-        statement.on_conflict_do_update(
-            index_elements=["name", "alias"], set_={"version": statement.excluded.version}
-        )
+        statement.on_conflict_do_update(index_elements=["name", "alias"], set_={"version": statement.excluded.version})
     )
 
 
-async def _touch_model(connection: AsyncConnection, name: str, **values: str) -> None:
-    changed = update(registered_model).where(registered_model.c.name == name)
-    await _require(connection, changed.values(**values, updated_at=func.clock_timestamp()), _model_missing(name))
+async def _change_model(connection: AsyncConnection, current_name: str, **values: str) -> None:
+    changed = update(registered_model).where(registered_model.c.name == current_name)
+    await _require(
+        connection, changed.values(**values, updated_at=func.clock_timestamp()), _model_missing(current_name)
+    )
 
 
 async def _require_model(connection: AsyncConnection, name: str) -> None:

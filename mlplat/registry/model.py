@@ -179,7 +179,8 @@ def check_alias(alias: str) -> None:
     """
     if not alias or len(alias) > MAX_ALIAS_LENGTH or not _ALIAS.match(alias):
         raise InvalidInput(
-            f"Invalid alias name: '{alias[:300]}'. Aliases have 1 to {MAX_ALIAS_LENGTH} letters, digits, underscores or dashes."
+            f"Invalid alias name: '{alias[:300]}'. Aliases have 1 to {MAX_ALIAS_LENGTH} letters, digits, underscores "
+            "or dashes."
         )
     if alias.lower() == "latest":
         raise InvalidInput("'latest' alias name (case insensitive) is reserved.")

@@ -71,9 +71,7 @@ class RegistryService:
 
     async def _with_retries(self, request_id: str, command: Command) -> dict[str, Any]:
         retries = AsyncRetrying(
-            retry=retry_if_exception(
-                lambda error: isinstance(error, DBAPIError) and is_serialization_failure(error)
-            ),
+            retry=retry_if_exception(lambda error: isinstance(error, DBAPIError) and is_serialization_failure(error)),
             wait=wait_random_exponential(multiplier=0.005, max=0.2),
             stop=stop_after_attempt(MAX_TRIES),
             reraise=True,

@@ -63,9 +63,7 @@ class RegistryStore:
                 select(model_version)
                 .join(
                     model_alias,
-                    and_(
-                        model_alias.c.name == model_version.c.name, model_alias.c.version == model_version.c.version
-                    ),
+                    and_(model_alias.c.name == model_version.c.name, model_alias.c.version == model_version.c.version),
                 )
                 .where(model_alias.c.name == name, model_alias.c.alias == alias)
             )

@@ -103,7 +103,7 @@ class StepFunction(Generic[P, R]):
         builder = _building.get()
         first = next(iter(inspect.signature(self.function).parameters))
         if builder is None:
-            return [self.function(item, **arguments) for item in items]  # type: ignore[call-arg, arg-type]
+            return [self.function(item, **arguments) for item in items]
         return builder.add(self, {first: ITEM, **arguments}, items)
 
 
@@ -157,7 +157,7 @@ class Pipeline:
     def __init__(self, function: Callable[..., Any], name: str) -> None:
         self.function = function
         self.name = name
-        update_wrapper(self, function)
+        self.__doc__ = function.__doc__
 
     def build(self, store_blob: StoreBlob) -> PipelineSpec:
         """The definition.

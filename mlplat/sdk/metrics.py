@@ -47,7 +47,10 @@ def best_sender(client: Client) -> Send:
         try:
             ray.get(shard.append.remote(batch), timeout=ACTOR_TIMEOUT_S)
         except ray.exceptions.RayTaskError as error:
-            raise error.cause from None
+            cause = error.cause
+            raise (
+                cause if isinstance(cause, PlatformError) else PlatformError(f"the metric shard failed: {cause}")
+            ) from None
         except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
             raise Unavailable(f"the metric shard does not answer: {error}") from error
 
@@ -135,4 +138,6 @@ class PointBuffer:
             retries(self._send, body)
         except PlatformError as error:
             return error
+        except Exception as error:  # whatever it is, it must not end the sender and leave flush() waiting
+            return PlatformError(f"metric points were not sent: {type(error).__name__}: {error}")
         return None

@@ -38,7 +38,9 @@ class PipelineRunHandle:
         answer: dict[str, Any] = self._client.get(f"/api/v1/pipeline-runs/{self.run_id}")
         return answer
 
-    def wait(self, timeout_s: float | None = None, on_change: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
+    def wait(
+        self, timeout_s: float | None = None, on_change: Callable[[dict[str, Any]], None] | None = None
+    ) -> dict[str, Any]:
         """Waits for the end of the run and returns its last status.
 
         Args:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import uuid
+from contextlib import suppress
 
 from mlplat.errors import AlreadyExists
 from mlplat.sdk.client import Client, client_for, default_url
 from mlplat.sdk.run import API, Run
 
 
-def register_model(name: str, run: Run | str, artifact_path: str, *, alias: str | None = None, url: str | None = None) -> int:
+def register_model(
+    name: str, run: Run | str, artifact_path: str, *, alias: str | None = None, url: str | None = None
+) -> int:
     """Registers a run's model as the next version of ``name``, which is created on first use.
 
     Args:
@@ -24,10 +27,8 @@ def register_model(name: str, run: Run | str, artifact_path: str, *, alias: str 
     """
     client = client_for(url or default_url())
     run_id = run.run_id if isinstance(run, Run) else run
-    try:
+    with suppress(AlreadyExists):
         _change(client, "registered-models/create", {"name": name})
-    except AlreadyExists:
-        pass
     created = _change(
         client, "model-versions/create", {"name": name, "source": f"runs:/{run_id}/{artifact_path}", "run_id": run_id}
     )

@@ -194,5 +194,3 @@ def _experiment(row: Row[Any], tags: dict[str, str]) -> Experiment:
     return Experiment(
         row.experiment_id, row.name, row.artifact_location, row.deleted, row.created_at, row.updated_at, tags
     )
-
-

@@ -6,7 +6,8 @@ a mapping from comparison to run ids.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -50,7 +51,9 @@ def compile_filter(predicate: Predicate, metric_runs: Mapping[Comparison, Sequen
             return _compare(predicate)
 
 
-def compile_order(orders: Sequence[OrderBy], metric_values: Mapping[str, Mapping[str, float]]) -> list[ColumnElement[Any]]:
+def compile_order(
+    orders: Sequence[OrderBy], metric_values: Mapping[str, Mapping[str, float]]
+) -> list[ColumnElement[Any]]:
     """ORDER BY terms; ``metric_values`` maps a metric's key to the last value of each run.
 
     Metrics: numbers first, then NaN, then missing, whichever the direction. Others: missing last.
@@ -78,9 +81,7 @@ def _operand(field: Field) -> ColumnElement[Any]:
     if field.entity is Entity.ATTRIBUTE:
         return _ATTRIBUTE_COLUMNS[field.key]
     table = _table_of(field)
-    return (
-        select(table.c.value).where(table.c.run_id == run.c.run_id, table.c.key == field.key).scalar_subquery()
-    )
+    return select(table.c.value).where(table.c.run_id == run.c.run_id, table.c.key == field.key).scalar_subquery()
 
 
 def _table_of(field: Field) -> Table:
@@ -90,14 +91,14 @@ def _table_of(field: Field) -> Table:
 def _compare(comparison: Comparison) -> ColumnElement[bool]:
     field = comparison.field
     if field.entity is Entity.ATTRIBUTE:
-        return _test(_ATTRIBUTE_COLUMNS[field.key], comparison.comparator, _bound(comparison))
+        return _TESTS[comparison.comparator](_ATTRIBUTE_COLUMNS[field.key], _bound(comparison))
     table = _table_of(field)
     present = [table.c.run_id == run.c.run_id, table.c.key == field.key]
     if comparison.comparator == "IS NULL":
         return ~exists().where(*present)
     if comparison.comparator == "IS NOT NULL":
         return exists().where(*present)
-    return exists().where(*present, _test(table.c.value, comparison.comparator, comparison.value))
+    return exists().where(*present, _TESTS[comparison.comparator](table.c.value, comparison.value))
 
 
 def _bound(comparison: Comparison) -> float | str | tuple[str, ...] | datetime | None:
@@ -106,31 +107,18 @@ def _bound(comparison: Comparison) -> float | str | tuple[str, ...] | datetime |
     return comparison.value
 
 
-def _test(left: ColumnElement[Any], comparator: str, right: Any) -> ColumnElement[bool]:
-    match comparator:
-        case "=":
-            return left == right
-        case "!=":
-            return left != right
-        case ">":
-            return left > right
-        case ">=":
-            return left >= right
-        case "<":
-            return left < right
-        case "<=":
-            return left <= right
-        case "LIKE":
-            return left.like(right)
-        case "ILIKE":
-            return left.ilike(right)
-        case "IN":
-            return left.in_(right)
-        case "NOT IN":
-            return left.not_in(right)
-        case "IS NULL":
-            return left.is_(None)
-        case "IS NOT NULL":
-            return left.is_not(None)
-        case _:
-            raise AssertionError(f"the parser let {comparator!r} through")
+#: What each comparator of the grammar does to a column and a bound value.
+_TESTS: dict[str, Callable[[ColumnElement[Any], Any], ColumnElement[bool]]] = {
+    "=": operator.eq,
+    "!=": operator.ne,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "<": operator.lt,
+    "<=": operator.le,
+    "LIKE": lambda left, right: left.like(right),
+    "ILIKE": lambda left, right: left.ilike(right),
+    "IN": lambda left, right: left.in_(right),
+    "NOT IN": lambda left, right: left.not_in(right),
+    "IS NULL": lambda left, _none: left.is_(None),
+    "IS NOT NULL": lambda left, _none: left.is_not(None),
+}

@@ -147,7 +147,9 @@ def check_name(kind: str, name: str) -> None:
     if not name.strip():
         raise InvalidInput(f"Invalid {kind} name: {name!r}. It may not be empty.")
     if len(name) > MAX_NAME_LENGTH:
-        raise InvalidInput(f"Invalid {kind} name: it has {len(name)} characters, at most {MAX_NAME_LENGTH} are allowed.")
+        raise InvalidInput(
+            f"Invalid {kind} name: it has {len(name)} characters, at most {MAX_NAME_LENGTH} are allowed."
+        )
 
 
 def unique_params(params: list[tuple[str, str]]) -> dict[str, str]:
@@ -165,17 +167,19 @@ def unique_params(params: list[tuple[str, str]]) -> dict[str, str]:
     return seen
 
 
-_ADJECTIVES = (
-    "able amber bold brave bright calm clever cosmic crisp eager fair fleet fluent gentle glad golden grand happy honest "
-    "keen kind lively lucid lunar merry mighty noble patient polite proud quick quiet rapid rare shy silent smart "
-    "solar spirited stately steady swift tidy upbeat valiant vivid warm wise witty zealous"
-).split()
-_NOUNS = (
-    "ant badger bat bear bee bird boar bug calf carp cat chimp colt crab crane crow deer dove duck eel elk ewe finch fish "
-    "fly fox frog gnat goat goose hare hawk hen hound jay kit koi lamb lark loon lynx mare mink mole moose moth mouse "
-    "mule newt owl ox panda perch pig pug quail ram rat rook seal shad shark sheep shrew shrike slug snail snake squid "
-    "stag stork swan tern toad trout vole wasp whale wolf worm wren yak"
-).split()
+_ADJECTIVES = """
+able amber bold brave bright calm clever cosmic crisp eager fair fleet fluent gentle glad golden
+grand happy honest keen kind lively lucid lunar merry mighty noble patient polite proud quick quiet
+rapid rare shy silent smart solar spirited stately steady swift tidy upbeat valiant vivid warm wise
+witty zealous
+""".split()  # noqa: SIM905
+_NOUNS = """
+ant badger bat bear bee bird boar bug calf carp cat chimp colt crab crane crow deer dove duck eel
+elk ewe finch fish fly fox frog gnat goat goose hare hawk hen hound jay kit koi lamb lark loon lynx
+mare mink mole moose moth mouse mule newt owl ox panda perch pig pug quail ram rat rook seal shad
+shark sheep shrew shrike slug snail snake squid stag stork swan tern toad trout vole wasp whale wolf
+worm wren yak
+""".split()  # noqa: SIM905
 
 
 def random_run_name() -> str:

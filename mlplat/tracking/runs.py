@@ -109,9 +109,7 @@ class RunStore:
         async with self._engine.connect() as connection:
             return await _require_active(connection, run_id)
 
-    async def update(
-        self, run_id: str, status: RunStatus | None, ended_at: datetime | None, name: str | None
-    ) -> Run:
+    async def update(self, run_id: str, status: RunStatus | None, ended_at: datetime | None, name: str | None) -> Run:
         """Changes what is not None."""
         values: dict[str, object] = {}
         if status is not None:
@@ -147,9 +145,7 @@ class RunStore:
             await _put_params(connection, run_id, params)
             await _put_tags(connection, run_id, tags)
             if RUN_NAME_TAG in tags:
-                await connection.execute(
-                    update(run).where(run.c.run_id == run_id).values(name=tags[RUN_NAME_TAG])
-                )
+                await connection.execute(update(run).where(run.c.run_id == run_id).values(name=tags[RUN_NAME_TAG]))
         return ref
 
     async def delete_tag(self, run_id: str, key: str) -> None:

@@ -252,8 +252,8 @@ def parse_order(text: str) -> OrderBy:
     if head and tail.upper() in {"ASC", "DESC"}:
         name, direction = head.strip(), tail.upper()
     entity, dot, key = name.partition(".")
-    quoted = dot and len(key) > 2 and key[0] == key[-1] and key[0] in "`\""
-    field = make_field(entity, key[1:-1]) if quoted else make_field(name.strip("`\""))
+    quoted = dot and len(key) > 2 and key[0] == key[-1] and key[0] in '`"'
+    field = make_field(entity, key[1:-1]) if quoted else make_field(name.strip('`"'))
     return OrderBy(field, direction == "ASC")
 
 
