@@ -34,8 +34,10 @@ def main() -> None:
         sys.exit(1)
     code = Path(__file__).resolve().parent.parent
     path = os.pathsep.join(filter(None, (str(code), os.environ.get("PYTHONPATH", ""))))
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    environment |= client_environment(settings.state_dir) | {"PYTHONPATH": path}
+    environment = os.environ | {"PYTHONPATH": path}
+    if settings.ray_address is None:  # a cluster that somebody else started has its own token
+        environment = {key: value for key, value in environment.items() if not key.startswith("RAY_")}
+        environment |= client_environment(settings.state_dir)
     os.chdir(settings.state_dir)
     os.execve(sys.executable, [sys.executable, "-P", "-m", "cluster.commands", *sys.argv[1:]], environment)  # noqa: S606
 

@@ -18,7 +18,10 @@ from mlplat.errors import BringUpError
 from mlplat.settings import UNIX_PATH_MAX, Settings
 
 START_TIMEOUT_S = 90
-STOP_TIMEOUT_S = 15
+# What is durable is in the stores by now, and Serve's own actors do not react to SIGTERM.
+STOP_TIMEOUT_S = 2
+#: Within this time a worker is used again for the next step; afterwards its memory is given back.
+IDLE_WORKER_MS = 60_000
 #: Ray's longest socket path below its temporary folder.
 RAY_SOCKET_SUFFIX = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.sock"
 
@@ -121,6 +124,9 @@ def _head_environment(state_dir: Path, folder: Path) -> Mapping[str, str]:
         | {
             "RAY_TMPDIR": str(folder),
             "RAY_USAGE_STATS_ENABLED": "0",
+            # Ray would keep one idle worker per CPU for ever, with all that its last step imported.
+            "RAY_num_workers_soft_limit": "0",
+            "RAY_idle_worker_killing_time_threshold_ms": str(IDLE_WORKER_MS),
             # The Python proxy costs seven times the CPU per request and piles up large bodies in memory.
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
             "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",

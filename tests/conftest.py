@@ -1,0 +1,89 @@
+"""Shared, expensive things: one Postgres and one platform per session."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from cluster.postgres import EmbeddedPostgres
+from mlplat.db.engine import open_engine, open_sync_engine
+from mlplat.db.migrate import migrate
+from mlplat.settings import embedded_postgres_url
+from tests.platform import Platform
+
+TEMPLATE = "mlplat_template"
+
+
+@pytest.fixture(scope="session")
+def state_dir() -> Iterator[Path]:
+    """A state folder with a short path (Unix sockets), reachable for the database's user."""
+    folder = Path(tempfile.mkdtemp(prefix="mlt-", dir="/tmp"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres(state_dir: Path) -> Iterator[EmbeddedPostgres]:
+    """The session's Postgres server."""
+    server = EmbeddedPostgres(state_dir)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def platform(state_dir: Path, postgres: EmbeddedPostgres) -> Iterator[Platform]:
+    """The session's platform: one Ray cluster, its actors and the Gateway, on the session's Postgres."""
+    platform = Platform(state_dir)
+    platform.mlplat("up")
+    yield platform
+    platform.mlplat("down")
+    left = [process for process in platform.processes() if process.status() != psutil.STATUS_ZOMBIE]
+    assert not left, f"still running after mlplat down: {left}"
+
+
+def _execute(url: str, *statements: str) -> None:
+    engine = open_sync_engine(url, "tests")
+    try:
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            for statement in statements:
+                connection.execute(text(statement))
+    finally:
+        engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def template_url(postgres: EmbeddedPostgres, state_dir: Path) -> str:
+    """A migrated database that others are copied from."""
+    admin = embedded_postgres_url(state_dir)
+    _execute(admin, f"CREATE DATABASE {TEMPLATE}")
+    url = admin.replace("/mlplat?", f"/{TEMPLATE}?")
+    migrate(url)
+    return url
+
+
+@pytest.fixture
+def database_url(template_url: str, state_dir: Path) -> Iterator[str]:
+    """An empty, migrated database of this test's own."""
+    admin = embedded_postgres_url(state_dir)
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    _execute(admin, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+    yield admin.replace("/mlplat?", f"/{name}?")
+    _execute(admin, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
+    """An async engine on the test's own database."""
+    engine = open_engine(database_url, "tests", pool_size=8)
+    yield engine
+    await engine.dispose()
