@@ -7,6 +7,7 @@ import logging
 import os
 import shlex
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -67,6 +68,12 @@ def _say(message: str) -> None:
     console.print(f"[dim]{message} …[/dim]")
 
 
+def _exit(code: int) -> None:
+    """Not sys.exit: a half-connected Ray would print its own farewell."""
+    sys.stdout.flush()
+    os._exit(code)
+
+
 def main() -> None:
     """Runs a command; a problem is one line on stderr and exit code 1."""
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
@@ -74,9 +81,13 @@ def main() -> None:
         app()
     except PlatformError as error:
         print(f"mlplat: {error}", file=sys.stderr)  # noqa: T201
-        # Not sys.exit: a half-connected Ray would print its own farewell.
-        sys.stdout.flush()
-        os._exit(1)
+        _exit(1)
+    except Exception as error:  # a defect of ours or of Ray: the details go to a file, the user gets a line
+        log = Settings().state_dir / "bringup-error.log"
+        log.write_text(traceback.format_exc())
+        first_line = (str(error).strip().splitlines() or [""])[0]
+        print(f"mlplat: unexpected {type(error).__name__}: {first_line} (details: {log})", file=sys.stderr)  # noqa: T201
+        _exit(1)
 
 
 if __name__ == "__main__":

@@ -15,15 +15,16 @@ import psutil
 from cluster.credentials import client_environment
 from cluster.ports import free_port, is_listening, require_free
 from mlplat.errors import BringUpError
-from mlplat.settings import UNIX_PATH_MAX, Settings
+from mlplat.settings import Settings
 
 START_TIMEOUT_S = 90
 # What is durable is in the stores by now, and Serve's own actors do not react to SIGTERM.
 STOP_TIMEOUT_S = 2
 #: Within this time a worker is used again for the next step; afterwards its memory is given back.
 IDLE_WORKER_MS = 60_000
-#: Ray's longest socket path below its temporary folder.
-RAY_SOCKET_SUFFIX = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.sock"
+#: Bytes that Ray's folder may have. HAProxy's sockets bind it: 97 in all, of which Serve takes
+#: ``/<node id>/metrics.sock``, 69, and ``/hap`` is ours. Ray's own sockets would allow 40.
+MAX_TEMP_DIR_BYTES = 97 - 69 - len("/hap")
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class RayHead:
 def temp_dir(state_dir: Path) -> Path:
     """Ray's folder for sockets and logs; under /tmp where the state folder's path is too long for sockets."""
     inside = state_dir / "ray"
-    if len(os.fsencode(str(inside) + RAY_SOCKET_SUFFIX)) <= UNIX_PATH_MAX:
+    if len(os.fsencode(inside)) <= MAX_TEMP_DIR_BYTES:
         return inside
     return Path("/tmp") / f"mlplat-{hashlib.sha256(os.fsencode(state_dir)).hexdigest()[:10]}"  # noqa: S108
 
@@ -116,7 +117,7 @@ def _signal(processes: list[psutil.Process], method: str) -> None:
 
 
 def _head_environment(state_dir: Path, folder: Path) -> Mapping[str, str]:
-    serve = folder / "haproxy"
+    serve = folder / "hap"
     serve.mkdir(exist_ok=True)
     return (
         {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}

@@ -44,9 +44,11 @@ def postgres(state_dir: Path) -> Iterator[EmbeddedPostgres]:
 def platform(state_dir: Path, postgres: EmbeddedPostgres) -> Iterator[Platform]:
     """The session's platform: one Ray cluster, its actors and the Gateway, on the session's Postgres."""
     platform = Platform(state_dir)
-    platform.mlplat("up")
-    yield platform
-    platform.mlplat("down")
+    try:
+        platform.mlplat("up")
+        yield platform
+    finally:
+        platform.mlplat("down")
     left = [process for process in platform.processes() if process.status() != psutil.STATUS_ZOMBIE]
     assert not left, f"still running after mlplat down: {left}"
 
