@@ -70,7 +70,7 @@ def start_head(settings: Settings, dashboard: bool) -> RayHead:
     with log.open("w") as output:
         started = subprocess.run(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd=state_dir,
-            env=_head_environment(state_dir, folder), timeout=START_TIMEOUT_S, check=False,
+            env=_head_environment(settings, folder), timeout=START_TIMEOUT_S, check=False,
         )  # fmt: skip
     pids = find_processes(folder)
     if started.returncode != 0 or not is_listening(port):
@@ -116,13 +116,14 @@ def _signal(processes: list[psutil.Process], method: str) -> None:
             continue
 
 
-def _head_environment(state_dir: Path, folder: Path) -> Mapping[str, str]:
+def _head_environment(settings: Settings, folder: Path) -> Mapping[str, str]:
     serve = folder / "hap"
     serve.mkdir(exist_ok=True)
     return (
         {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-        | client_environment(state_dir)
+        | client_environment(settings.state_dir)
         | {
+            "MLPLAT_URL": settings.http_url,  # for jobs and steps
             "RAY_TMPDIR": str(folder),
             "RAY_USAGE_STATS_ENABLED": "0",
             # Ray would keep one idle worker per CPU for ever, with all that its last step imported.

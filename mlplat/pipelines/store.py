@@ -54,8 +54,8 @@ class PipelineStore:
                 run_id=run_id, digest=spec.digest, name=spec.name, params=params, state=State.QUEUED,
                 idempotency_key=submission.idempotency_key, submitted_by=submission.submitted_by,
             )  # fmt: skip
-            inserted = await connection.execute(added.on_conflict_do_nothing(index_elements=["idempotency_key"]))
-            if not inserted.rowcount:
+            added = added.on_conflict_do_nothing(index_elements=["idempotency_key"])
+            if (await connection.execute(added.returning(pipeline_run.c.run_id))).first() is None:
                 return await self._known_run(connection, spec, params, submission.idempotency_key), False
             rows = [{"run_id": run_id, "step": step, "item": WHOLE_STEP, "state": State.PENDING} for step in spec.steps]
             await connection.execute(insert(step_run), rows)

@@ -78,7 +78,8 @@ async def _create_model(connection: AsyncConnection, command: CreateModel) -> No
         created_at=func.clock_timestamp(),
         updated_at=func.clock_timestamp(),
     )
-    if not (await connection.execute(statement.on_conflict_do_nothing())).rowcount:
+    added = statement.on_conflict_do_nothing().returning(registered_model.c.name)
+    if (await connection.execute(added)).first() is None:
         raise AlreadyExists(f"Registered Model (name={command.name}) already exists.")
     for key, value in command.tags.items():
         await _set_model_tag(connection, command.name, key, value)

@@ -8,10 +8,26 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Table, and_, case, exists, false, func, literal, not_, or_, select, true
+from sqlalchemy import (
+    ColumnElement,
+    FromClause,
+    Table,
+    and_,
+    case,
+    column,
+    exists,
+    false,
+    func,
+    literal,
+    not_,
+    or_,
+    select,
+    true,
+)
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.types import DOUBLE_PRECISION, Text
 
@@ -51,30 +67,38 @@ def compile_filter(predicate: Predicate, metric_runs: Mapping[Comparison, Sequen
             return _compare(predicate)
 
 
-def compile_order(
-    orders: Sequence[OrderBy], metric_values: Mapping[str, Mapping[str, float]]
-) -> list[ColumnElement[Any]]:
-    """ORDER BY terms; ``metric_values`` maps a metric's key to the last value of each run.
+@dataclass(frozen=True)
+class Order:
+    """ORDER BY terms, and the tables that have to be outer-joined to ``run`` for them."""
+
+    terms: list[ColumnElement[Any]] = field(default_factory=list)
+    joins: list[tuple[FromClause, ColumnElement[bool]]] = field(default_factory=list)
+
+
+def compile_order(orders: Sequence[OrderBy], metric_values: Mapping[str, Mapping[str, float]]) -> Order:
+    """The order of a search; ``metric_values`` maps a metric's key to the last value of each run.
 
     Metrics: numbers first, then NaN, then missing, whichever the direction. Others: missing last.
     """
-    terms: list[ColumnElement[Any]] = []
-    for order in orders:
+    compiled = Order()
+    for number, order in enumerate(orders):
         if order.field.entity is Entity.METRIC:
-            value = _looked_up(metric_values[order.field.key])
+            values = _values_table(metric_values[order.field.key], f"metric_{number}")
+            compiled.joins.append((values, values.c.run_id == run.c.run_id))
+            value: ColumnElement[Any] = values.c.value
             nan = literal(float("nan"), DOUBLE_PRECISION)
-            terms.append(case((value.is_(None), 2), (value == nan, 1), else_=0))
+            compiled.terms.append(case((value.is_(None), 2), (value == nan, 1), else_=0))
         else:
             value = _operand(order.field)
-        terms.append((value.asc() if order.ascending else value.desc()).nulls_last())
-    return terms
+        compiled.terms.append((value.asc() if order.ascending else value.desc()).nulls_last())
+    return compiled
 
 
-def _looked_up(values: Mapping[str, float]) -> ColumnElement[Any]:
-    keys = literal(list(values), ARRAY(Text))
+def _values_table(values: Mapping[str, float], name: str) -> FromClause:
+    run_ids = literal(list(values), ARRAY(Text))
     numbers = literal(list(values.values()), ARRAY(DOUBLE_PRECISION))
-    position: ColumnElement[Any] = func.array_position(keys, run.c.run_id)
-    return numbers[position]
+    columns = column("run_id", Text), column("value", DOUBLE_PRECISION)
+    return func.unnest(run_ids, numbers).table_valued(*columns, name=name).render_derived()
 
 
 def _operand(field: Field) -> ColumnElement[Any]:

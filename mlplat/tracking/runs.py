@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, delete, func, select, update
+from sqlalchemy import ColumnElement, FromClause, Row, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mlplat.db.tables import experiment, run, run_param, run_tag
 from mlplat.errors import InvalidInput, NotFound
+from mlplat.tracking.filters import Order
 from mlplat.tracking.model import (
     ATTEMPT_TAG,
     RUN_NAME_TAG,
@@ -86,7 +87,8 @@ class RunStore:
                 run_id=run_id, experiment_id=experiment_id, name=name, status=new.status, user_id=user_id,
                 artifact_uri=artifact_uri, started_at=started_at,
             )  # fmt: skip
-            if not (await connection.execute(row.on_conflict_do_nothing())).rowcount:
+            added = row.on_conflict_do_nothing().returning(run.c.run_id)
+            if (await connection.execute(added)).first() is None:
                 return (await load_runs(connection, [run_id]))[0]
             await _put_tags(connection, run_id, tags)
         return new
@@ -160,14 +162,16 @@ class RunStore:
             if not (await connection.execute(statement)).rowcount:
                 raise NotFound(f"No tag with name: {key} in run with id {run_id}")
 
-    async def search(
-        self, where: ColumnElement[bool], order: Sequence[ColumnElement[Any]], limit: int, offset: int
-    ) -> list[Run]:
+    async def search(self, where: ColumnElement[bool], order: Order, limit: int, offset: int) -> list[Run]:
         """Runs that satisfy ``where``, in ``order``, then newest first."""
+        source: FromClause = run
+        for table, condition in order.joins:
+            source = source.outerjoin(table, condition)
         query = (
             select(run.c.run_id)
+            .select_from(source)
             .where(where)
-            .order_by(*order, run.c.started_at.desc(), run.c.run_id)
+            .order_by(*order.terms, run.c.started_at.desc(), run.c.run_id)
             .limit(limit)
             .offset(offset)
         )

@@ -123,6 +123,12 @@ class History(ById):
     page_token: str | None = None
 
 
+class SearchLoggedModels(msgspec.Struct):
+    """logged-models/search"""
+
+    experiment_ids: list[str] = []
+
+
 class ListArtifacts(ById):
     """artifacts/list"""
 
@@ -339,6 +345,14 @@ def artifact_root(artifact_uri: str) -> str:
     return safe_path(path.lstrip("/"))
 
 
+async def search_logged_models(_services: Services, _request: SearchLoggedModels) -> Answer:
+    """POST logged-models/search: always empty, because this API does not create logged models yet.
+
+    The client asks whenever it lists a run's artifacts, and takes anything but an answer as a failure.
+    """
+    return {}
+
+
 ENDPOINTS = (
     Endpoint(("POST",), "runs/create", Create, create),
     Endpoint(("GET",), "runs/get", ById, get),
@@ -353,4 +367,5 @@ ENDPOINTS = (
     Endpoint(("POST",), "runs/search", Search, search),
     Endpoint(("GET",), "metrics/get-history", History, get_history),
     Endpoint(("GET",), "artifacts/list", ListArtifacts, list_artifacts),
+    Endpoint(("POST",), "logged-models/search", SearchLoggedModels, search_logged_models),
 )
