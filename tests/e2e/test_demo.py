@@ -21,6 +21,7 @@ def test_the_demo_ends_well_and_leaves_everything_visible(platform: Platform, cl
     champion = client.get_model_version_by_alias("digits", "champion")
     assert str(champion.version) == registered[1]
     experiment = client.get_experiment_by_name("digits")
+    assert experiment is not None
     sweep = client.search_runs([experiment.experiment_id], "attributes.run_name = 'tune-digits'")[0]
     trials = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{sweep.info.run_id}'")
     assert len(trials) == 8
@@ -29,5 +30,5 @@ def test_the_demo_ends_well_and_leaves_everything_visible(platform: Platform, cl
     for run in trials:
         curve = client.get_metric_history(run.info.run_id, "accuracy")
         assert [point.step for point in curve] == list(range(12))
-    source = client.get_run(champion.run_id)
+    source = client.get_run(str(champion.run_id))
     assert f"{source.data.metrics['test_accuracy']:.4f}" == f"{float(registered[2]):.4f}"
