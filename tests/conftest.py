@@ -44,8 +44,13 @@ def postgres(state_dir: Path) -> Iterator[EmbeddedPostgres]:
 def platform(state_dir: Path, postgres: EmbeddedPostgres) -> Iterator[Platform]:
     """The session's platform: one Ray cluster, its actors and the Gateway, on the session's Postgres."""
     platform = Platform(state_dir)
+    # Ray puts a driver's folder first on its workers' path: files like these must not get in the way.
+    trap = state_dir / "trap"
+    trap.mkdir()
+    for name in ("actors.py", "cluster.py", "mlplat.py"):
+        (trap / name).write_text("raise ImportError('a file of the user shadows the platform')\n")
     try:
-        platform.mlplat("up")
+        platform.mlplat("up", cwd=trap)
         yield platform
     finally:
         platform.mlplat("down")

@@ -65,11 +65,12 @@ def test_the_actors_run_at_nice_0_and_steps_do_not(platform: Platform) -> None:
 
 
 def test_the_api_listens_on_loopback_only(platform: Platform) -> None:
-    listening = {
-        connection.laddr[0]
-        for connection in psutil.net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN and connection.laddr[1] == platform.http_port
-    }
+    listening = set()
+    for connection in psutil.net_connections("tcp"):
+        if connection.status == psutil.CONN_LISTEN and connection.laddr:
+            address, port = connection.laddr
+            if port == platform.http_port:
+                listening.add(address)
     assert listening == {"127.0.0.1"}
 
 

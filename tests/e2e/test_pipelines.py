@@ -181,7 +181,9 @@ def test_bad_input_is_refused_at_submit(
 
 
 def test_the_notebook_runs(platform: Platform) -> None:
-    notebook = nbformat.reads((ROOT / "notebooks" / "01_quickstart.ipynb").read_text(), as_version=4)
+    notebook = nbformat.reads(  # type: ignore[no-untyped-call]  # nbformat has no types
+        (ROOT / "notebooks" / "01_quickstart.ipynb").read_text(), as_version=4
+    )
     environment = platform.environment | {"MLPLAT_URL": platform.url}
     client = NotebookClient(notebook, timeout=150, kernel_name="python3")
     saved = dict(os.environ)
@@ -204,24 +206,10 @@ def test_the_demo_pipeline_runs_as_a_ray_job(platform: Platform) -> None:
     for line in exports.splitlines():
         name, _equals, value = line.removeprefix("export ").partition("=")
         environment[name] = value.strip("'")
+    command = [sys.executable, "-m", "mlplat.cli", "submit", str(PIPELINE), "--wait", "-p", "trials=2", "-p", "folds=2"]
     ray = Path(sys.executable).with_name("ray")
     done = subprocess.run(
-        [
-            str(ray),
-            "job",
-            "submit",
-            "--",
-            sys.executable,
-            "-m",
-            "mlplat.cli",
-            "submit",
-            str(PIPELINE),
-            "--wait",
-            "-p",
-            "trials=2",
-            "-p",
-            "folds=2",
-        ],
+        [str(ray), "job", "submit", "--", *command],
         env=environment,
         cwd=platform.state_dir,
         capture_output=True,
