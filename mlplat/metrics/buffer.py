@@ -31,6 +31,7 @@ class FlushBuffer(Generic[T]):
         self.last_seq = flushed_seq
         self._max_weight = max_weight
         self._weight = 0
+        self._points = 0
         self._groups: deque[Cached[T]] = deque()
         self._full = False
 
@@ -38,6 +39,11 @@ class FlushBuffer(Generic[T]):
     def weight(self) -> int:
         """Weight of what is cached."""
         return self._weight
+
+    @property
+    def points(self) -> int:
+        """Points that are cached."""
+        return self._points
 
     @property
     def lag(self) -> int:
@@ -52,6 +58,7 @@ class FlushBuffer(Generic[T]):
         if not self._full:
             self._groups.append(group)
             self._weight += group.weight
+            self._points += group.points
 
     def next_batch(self, max_points: int) -> list[Cached[T]]:
         """The groups to flush next, all from memory, or an empty list when the log must be read."""
@@ -71,6 +78,8 @@ class FlushBuffer(Generic[T]):
         assert seq >= self.flushed_seq
         self.flushed_seq = seq
         while self._groups and self._groups[0].seq <= seq:
-            self._weight -= self._groups.popleft().weight
+            group = self._groups.popleft()
+            self._weight -= group.weight
+            self._points -= group.points
         if self.flushed_seq == self.last_seq:
             self._full = False

@@ -31,6 +31,8 @@ MAX_GROUP_BYTES = 8 * 1024 * 1024
 MAX_PENDING_BYTES = 64 * 1024 * 1024
 MAX_CACHED_BYTES = 128 * 1024 * 1024
 FLUSH_POINTS = 100_000
+#: How long groups gather before they move on, when nobody wants to read them.
+FLUSH_INTERVAL_S = 0.2
 REPLAY_GROUPS = 16
 READERS = 3
 RETRY_S = 0.5
@@ -61,6 +63,7 @@ class MetricService:
         self._readers = ThreadPoolExecutor(READERS, "metric-read")
         self._flushed = asyncio.Condition()
         self._work = asyncio.Event()
+        self._hurry = asyncio.Event()
         self.counters = Counters()
 
     async def start(self) -> None:
@@ -114,6 +117,7 @@ class MetricService:
         target = self._buffer.last_seq
         if self._buffer.flushed_seq >= target:
             return
+        self._hurry.set()
         try:
             async with asyncio.timeout(timeout_s), self._flushed:
                 await self._flushed.wait_for(lambda: self._buffer.flushed_seq >= target)
@@ -166,8 +170,10 @@ class MetricService:
         while True:
             if self._buffer.lag == 0:
                 self._work.clear()
+                self._hurry.clear()
                 await self._work.wait()
             try:
+                await self._gather()
                 await self._flush_once()
             except Fenced:
                 self._lease.lost.set()
@@ -175,6 +181,12 @@ class MetricService:
             except (PlatformError, *CONNECTION_ERRORS):
                 self.counters.flush_errors += 1
                 await asyncio.sleep(RETRY_S)
+
+    async def _gather(self) -> None:
+        """Lets groups gather into a large insert, unless a reader waits or there is enough already."""
+        if self._buffer.points < FLUSH_POINTS:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._hurry.wait(), FLUSH_INTERVAL_S)
 
     async def _flush_once(self) -> None:
         batch = self._buffer.next_batch(FLUSH_POINTS)
