@@ -30,7 +30,8 @@ class ArtifactStore:
 
     def __init__(self, url: str) -> None:
         self._fs: Any
-        self._fs, root = fsspec.core.url_to_fs(url)
+        # Listings of a bucket are never cached: other processes write to it too.
+        self._fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
         self._root = root.rstrip("/")
         self._local = isinstance(self._fs, LocalFileSystem)
 

@@ -57,7 +57,7 @@ def _show_results(console: Console, outputs: dict[str, Any]) -> None:
     for column in ("accuracy", "family", "alpha", "learning rate", "hidden", "run"):
         trials.add_column(column)
     for trial in outputs["tune"]:
-        trials.add_row(f"{trial['accuracy']:.4f}", *_config_cells(trial["config"]), trial["run_id"])
+        trials.add_row(f"{trial['accuracy']:.4f}", *_config_cells(trial["config"]), trial["run_id"][:8])
     candidates = Table(title="\nCandidates, 5-fold cross-validation", title_justify="left", box=None, pad_edge=False)
     for column in ("accuracy", "family", "alpha", "learning rate", "hidden"):
         candidates.add_column(column)
