@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -61,15 +62,15 @@ def up(settings: Settings, *, dashboard: bool, say: Say) -> ClusterRecord:
         BringUpError: something prevents it; one line says what and what to do.
     """
     with _exclusive(settings), _plain_errors(settings):
-        record = _living_record(settings)
+        record = _reach_running(settings, say)
         if record is None:
             record = _start_engines(settings, dashboard, say)
-        elif settings.postgres_url is None:
-            EmbeddedPostgres(settings.state_dir).start()
-        try:
             _connect(record)
-            _deploy(settings.config, say)
-            asyncio.run(_wait_healthy(settings.config))
+        try:
+            # A platform that runs keeps its port, whatever the settings say by now.
+            config = replace(settings.config, http_url=record.http_url)
+            _deploy(config, say)
+            asyncio.run(_wait_healthy(config))
         finally:
             ray.shutdown()
         done = ClusterRecord(record.ray_address, record.dashboard_url, record.http_url, record.head_pids, "ready")
@@ -169,6 +170,23 @@ def _living_record(settings: Settings) -> ClusterRecord | None:
     return record if is_listening(int(port), host) else None
 
 
+def _reach_running(settings: Settings, say: Say) -> ClusterRecord | None:
+    """Connects to the platform that runs, or returns None; what only half lives is stopped first."""
+    record = _living_record(settings)
+    if record is None:
+        return None
+    if settings.postgres_url is None:
+        EmbeddedPostgres(settings.state_dir).start()
+    try:
+        _connect(record)
+    except BringUpError:
+        if not record.head_pids:
+            raise
+        say("Ray does not answer; starting it again")
+        return None  # starting it stops what is left of it
+    return record
+
+
 def _start_engines(settings: Settings, dashboard: bool, say: Say) -> ClusterRecord:
     """Postgres and Ray, side by side; nothing stays behind when one of them fails."""
     require_space(settings.state_dir)
@@ -191,7 +209,7 @@ def _start_engines(settings: Settings, dashboard: bool, say: Say) -> ClusterReco
             stop_processes(find_processes(temp_dir(settings.state_dir)))
             _stop_postgres(settings)
             raise
-    record = ClusterRecord(head.address, head.dashboard_url, settings.http_url, head.pids, "starting")
+    record = ClusterRecord(head.address, head.dashboard_url, settings.local_url, head.pids, "starting")
     write_record(settings.state_dir, record)
     return record
 

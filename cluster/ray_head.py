@@ -123,7 +123,7 @@ def _head_environment(settings: Settings, folder: Path) -> Mapping[str, str]:
         {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
         | client_environment(settings.state_dir)
         | {
-            "MLPLAT_URL": settings.http_url,  # for jobs and steps
+            "MLPLAT_URL": settings.local_url,  # for jobs and steps
             "RAY_TMPDIR": str(folder),
             "RAY_USAGE_STATS_ENABLED": "0",
             # Ray would keep one idle worker per CPU for ever, with all that its last step imported.

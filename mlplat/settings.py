@@ -75,8 +75,13 @@ class Settings(BaseSettings):
 
     @property
     def http_url(self) -> str:
-        """Base URL of the HTTP API, without a trailing slash."""
-        return (self.url or f"http://127.0.0.1:{self.http_port}").rstrip("/")
+        """Base URL of the platform that clients talk to, without a trailing slash."""
+        return (self.url or self.local_url).rstrip("/")
+
+    @property
+    def local_url(self) -> str:
+        """Base URL of the platform that bring-up starts on this machine."""
+        return f"http://127.0.0.1:{self.http_port}"
 
     @property
     def config(self) -> PlatformConfig:
@@ -86,7 +91,7 @@ class Settings(BaseSettings):
             postgres_url=self.postgres_url or embedded_postgres_url(self.state_dir),
             clickhouse_url=self.clickhouse_url or f"chdb://{self.state_dir / 'chdb'}",
             artifacts_url=self.artifacts_url or f"file://{self.state_dir / 'artifacts'}",
-            http_url=self.http_url,
+            http_url=self.local_url,
         )
 
 

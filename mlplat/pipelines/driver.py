@@ -56,6 +56,7 @@ class RunDriver:
         self._attempts = {(row.step, row.item, row.attempt): row for row in snapshot.attempts}
         self._running: dict[asyncio.Task[AttemptOutcome], Node] = {}
         self._foreach: dict[str, list[Any]] = {}
+        self._scopes: dict[str, dict[str, Any]] = {}
         self._changes = self._new_transition()
 
     @property
@@ -163,14 +164,15 @@ class RunDriver:
 
     def _scope(self, row: StepRun) -> dict[str, Any]:
         scope = self._outer_scope(row.step)
-        if row.item != WHOLE_STEP:
-            scope["item"] = self._items_of(row.step)[row.item]
-        return scope
+        return scope if row.item == WHOLE_STEP else scope | {"item": self._items_of(row.step)[row.item]}
 
     def _outer_scope(self, step: str) -> dict[str, Any]:
-        needed = self._rules[step].needs
-        outputs = {name: {"output": open_for_expressions(self._output_of(name))} for name in needed}
-        return {"params": self._run.params, "steps": outputs}
+        """What the step's expressions see; it never changes once the step's needs have succeeded."""
+        if step not in self._scopes:
+            needed = self._rules[step].needs
+            outputs = {name: {"output": open_for_expressions(self._output_of(name))} for name in needed}
+            self._scopes[step] = {"params": self._run.params, "steps": outputs}
+        return self._scopes[step]
 
     def _output_of(self, step: str) -> dict[str, Any] | None:
         row = self._nodes[step, WHOLE_STEP]

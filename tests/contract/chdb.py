@@ -2,40 +2,86 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
+import random
 import shutil
 import tempfile
 import uuid
+from collections.abc import Iterable
 from functools import cache
 
+import pyarrow as pa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mlplat.db.lease import LeaseKeeper
+from mlplat.metrics.model import Point, encode, points_table
+from mlplat.metrics.queries import Statement
 from mlplat.metrics.service import MetricService
 from mlplat.metrics.store import MetricStore
 
 
 @cache
-def shared_store() -> MetricStore:
-    """A store that stays open until the process ends, with its tables. chDB allows one path per process."""
+def _folder() -> str:
     folder = tempfile.mkdtemp(prefix="mlt-chdb-", dir="/tmp")
-    store = MetricStore(f"chdb://{folder}/chdb")
-    store.create_tables()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+@cache
+def shared_store() -> MetricStore:
+    """A store with its tables that stays open until the process ends. chDB allows one path per process."""
+    store = another_store()
+    store.create_tables()
     atexit.register(store.close)
     return store
 
 
 def another_store() -> MetricStore:
-    """A store of its own on the shared path: closing it leaves the others open."""
-    return MetricStore(shared_store()._url)
+    """A store object of its own on the shared path: closing it leaves the others open."""
+    return MetricStore(f"chdb://{_folder()}/chdb")
 
 
 def new_service(engine: AsyncEngine, shard: str, holder: str = "holder", ttl_s: float = 60.0) -> MetricService:
-    """A metric shard on the shared store; ``await start()`` it."""
+    """A metric shard on the shared path; ``await start()`` it."""
+    shared_store()
     return MetricService(engine, another_store(), LeaseKeeper(engine, shard, holder, ttl_s), shard)
+
+
+async def abandon(service: MetricService) -> None:
+    """Ends a service as ``kill -9`` would: nothing is flushed and no lease is given back."""
+    tasks = [service._flusher, service._commits._loop_task, service._lease._task]
+    for task in tasks:
+        if task is not None:
+            task.cancel()
+    await asyncio.gather(*(task for task in tasks if task is not None), return_exceptions=True)
 
 
 def unique(prefix: str) -> str:
     """A name that no other test uses."""
     return f"{prefix}-{uuid.uuid4().hex[:10]}"
+
+
+def unique_number() -> int:
+    """An experiment id that no other test uses."""
+    return random.getrandbits(50)
+
+
+def batch(experiment_id: int, run_id: str, points: Iterable[Point]) -> bytes:
+    """A batch as clients send it."""
+    return encode(points_table(experiment_id, run_id, points))
+
+
+def as_table(body: bytes) -> pa.Table:
+    """What a shard answered."""
+    with pa.ipc.open_stream(body) as reader:
+        return reader.read_all()
+
+
+def stored_points(run_id: str) -> Statement:
+    """Rows ``(n, stored)``: how many points the store shows of a run, and how many rows it keeps for them."""
+    return Statement(
+        "SELECT (SELECT count() FROM metric_points FINAL WHERE run_id = {run_id:String}) AS n, "
+        "(SELECT count() FROM metric_points WHERE run_id = {run_id:String}) AS stored",
+        {"run_id": run_id},
+    )

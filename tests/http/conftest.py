@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,12 +11,10 @@ import httpx
 import pyarrow as pa
 import pytest
 from fastapi import FastAPI
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mlplat import __version__
 from mlplat.artifacts.store import ArtifactStore
-from mlplat.db.engine import open_engine, open_sync_engine
 from mlplat.db.lease import LeaseKeeper
 from mlplat.execution.attempt import find_import_problems
 from mlplat.http.app import create_app
@@ -28,10 +25,10 @@ from mlplat.pipelines.scheduling import SchedulerService
 from mlplat.pipelines.store import PipelineStore
 from mlplat.registry.service import RegistryService
 from mlplat.registry.store import RegistryStore
-from mlplat.settings import embedded_postgres_url
 from mlplat.tracking.experiments import ExperimentStore
 from mlplat.tracking.runs import RunStore
-from tests.contract.chdb import new_service
+from tests.contract.chdb import as_table, new_service, unique
+from tests.contract.databases import own_database
 
 #: Long enough that a slow machine loses no lease during the session.
 TTL_S = 600.0
@@ -47,8 +44,7 @@ class Metrics:
 
     async def query(self, statement: Statement) -> pa.Table:
         """Rows of a read."""
-        with pa.ipc.open_stream(await self._service.query(statement)) as reader:
-            return reader.read_all()
+        return as_table(await self._service.query(statement))
 
 
 @dataclass
@@ -100,43 +96,33 @@ async def _check_imports(names: Sequence[str]) -> Mapping[str, str]:
 
 
 @pytest.fixture(scope="session")
-async def stack(
-    template_url: str, state_dir: Path, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Stack]:
+async def stack(template_url: str, state_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
     """One app on a database of its own, for the whole session; tests use names of their own."""
-    admin, database = embedded_postgres_url(state_dir), f"http_{uuid.uuid4().hex[:12]}"
-    template = template_url.partition("?")[0].rpartition("/")[2]
-    sync_engine = open_sync_engine(admin, "tests")
-    with sync_engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text(f"CREATE DATABASE {database} TEMPLATE {template}"))
-    sync_engine.dispose()
-    engine = open_engine(admin.replace("/mlplat?", f"/{database}?"), "tests", pool_size=12)
     folder = tmp_path_factory.mktemp("artifacts")
-    metrics = new_service(engine, f"http-{database}", ttl_s=TTL_S)
-    registry = RegistryService(engine, LeaseKeeper(engine, "registry", "holder", TTL_S))
-    executor, actors = Executor(), Actors()
-    scheduler = SchedulerService(engine, LeaseKeeper(engine, "scheduler", "holder", TTL_S), [executor], _check_imports)
-    experiments = ExperimentStore(engine, "mlflow-artifacts:")
-    await experiments.ensure_default()
-    await metrics.start()
-    await registry.start()
-    await scheduler.start()
-    services = Services(
-        experiments=experiments,
-        runs=RunStore(engine),
-        metrics=Metrics(metrics),
-        registry=RegistryStore(engine),
-        registry_writer=registry,
-        pipelines=PipelineStore(engine),
-        scheduler=scheduler,
-        artifacts=ArtifactStore(f"file://{folder}"),
-        status=actors,
-    )
-    yield Stack(create_app(services, __version__), engine, services, executor, actors, folder)
-    await scheduler.stop()
-    await registry.stop()
-    await metrics.stop()
-    await engine.dispose()
+    async with own_database(template_url, state_dir) as engine:
+        metrics = new_service(engine, unique("http"), ttl_s=TTL_S)
+        registry = RegistryService(engine, LeaseKeeper(engine, "registry", "holder", TTL_S))
+        executor, actors = Executor(), Actors()
+        leader = LeaseKeeper(engine, "scheduler", "holder", TTL_S)
+        scheduler = SchedulerService(engine, leader, [executor], _check_imports)
+        experiments = ExperimentStore(engine, "mlflow-artifacts:")
+        await experiments.ensure_default()
+        for service in (metrics, registry, scheduler):
+            await service.start()
+        services = Services(
+            experiments=experiments,
+            runs=RunStore(engine),
+            metrics=Metrics(metrics),
+            registry=RegistryStore(engine),
+            registry_writer=registry,
+            pipelines=PipelineStore(engine),
+            scheduler=scheduler,
+            artifacts=ArtifactStore(f"file://{folder}"),
+            status=actors,
+        )
+        yield Stack(create_app(services, __version__), engine, services, executor, actors, folder)
+        for service in (scheduler, registry, metrics):
+            await service.stop()
 
 
 @pytest.fixture
@@ -144,3 +130,59 @@ async def http(stack: Stack) -> AsyncIterator[httpx.AsyncClient]:
     """A client on this machine."""
     async with stack.client() as client:
         yield client
+
+
+class MLflow:
+    """MLflow's REST API under one prefix, answering JSON."""
+
+    def __init__(self, http: httpx.AsyncClient, prefix: str = "/api") -> None:
+        self.http = http
+        self.prefix = f"{prefix}/2.0/mlflow/"
+
+    async def call(self, method: str, path: str, **fields: Any) -> Any:
+        """The answer of a call that succeeds."""
+        response = await self.send(method, path, **fields)
+        assert response.status_code == 200, response.text
+        assert response.headers["content-type"] == "application/json"
+        return response.json()
+
+    async def send(self, method: str, path: str, **fields: Any) -> httpx.Response:
+        """The response of any call: ``fields`` are the query of a GET, else the JSON body."""
+        if method == "GET":
+            return await self.http.get(self.prefix + path, params=fields)
+        return await self.http.request(method, self.prefix + path, json=fields)
+
+    async def raw(self, path: str, body: bytes | str) -> httpx.Response:
+        """The response to a POST of exactly this body."""
+        return await self.http.post(self.prefix + path, content=body, headers={"Content-Type": "application/json"})
+
+    async def refused(self, status: int, code: str, message: str, method: str, path: str, **fields: Any) -> None:
+        """Asserts that a call fails like this; ``message`` is a part of the message."""
+        expect_error(await self.send(method, path, **fields), status, code, message)
+
+    async def experiment(self, name: str | None = None) -> str:
+        """A new experiment's id."""
+        return str((await self.call("POST", "experiments/create", name=name or unique("experiment")))["experiment_id"])
+
+    async def run(self, experiment_id: str = "0", **fields: Any) -> str:
+        """A new run's id."""
+        answer = await self.call("POST", "runs/create", experiment_id=experiment_id, start_time=1_000, **fields)
+        return str(answer["run"]["info"]["run_id"])
+
+    async def data(self, run_id: str) -> Any:
+        """Params, tags and metrics of a run, each by key."""
+        data = (await self.call("GET", "runs/get", run_id=run_id))["run"]["data"]
+        return {kind: {entry["key"]: entry["value"] for entry in entries} for kind, entries in data.items()}
+
+
+def expect_error(response: httpx.Response, status: int, code: str, message: str) -> None:
+    """Asserts the one form that errors have."""
+    assert (response.status_code, response.json().get("error_code")) == (status, code), response.text
+    assert message in response.json()["message"]
+    assert set(response.json()) == {"error_code", "message"}
+
+
+@pytest.fixture
+def mlflow(http: httpx.AsyncClient) -> MLflow:
+    """MLflow's API as its client calls it."""
+    return MLflow(http)

@@ -1,0 +1,115 @@
+"""Migrations: they build the schema of the code, once, whoever runs them."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import inspect, text
+
+from cluster.postgres import EmbeddedPostgres
+from mlplat.db.engine import open_sync_engine
+from mlplat.db.migrate import head_revision, migrate
+from mlplat.db.tables import metadata
+from mlplat.errors import BringUpError
+from mlplat.settings import embedded_postgres_url
+
+
+def _run(url: str, *statements: str) -> list[tuple[object, ...]]:
+    """Executes statements outside of a transaction; rows of the last one."""
+    engine = open_sync_engine(url, "tests")
+    try:
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            for statement in statements:
+                result = connection.execute(text(statement))
+            return [tuple(row) for row in result] if result.returns_rows else []
+    finally:
+        engine.dispose()
+
+
+@pytest.fixture
+def empty_database_url(postgres: EmbeddedPostgres, state_dir: Path) -> Iterator[str]:
+    """A database in which nothing was migrated yet."""
+    admin = embedded_postgres_url(state_dir)
+    name = f"empty_{uuid.uuid4().hex[:12]}"
+    _run(admin, f"CREATE DATABASE {name}")
+    yield admin.replace("/mlplat?", f"/{name}?")
+    _run(admin, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def test_the_migrated_schema_is_the_schema_of_the_tables(empty_database_url: str) -> None:
+    assert migrate(empty_database_url) == head_revision()
+    engine = open_sync_engine(empty_database_url, "tests")
+    try:
+        with engine.connect() as connection:
+            assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    finally:
+        engine.dispose()
+
+
+def test_columns_indexes_and_constraints_are_the_same_by_migration_as_by_metadata(
+    empty_database_url: str, database_url: str
+) -> None:
+    engine = open_sync_engine(empty_database_url, "tests")
+    metadata.create_all(engine)
+    engine.dispose()
+    for query in (
+        "SELECT table_name, column_name, data_type, is_nullable, column_default, is_identity "
+        "FROM information_schema.columns "
+        "WHERE table_schema = 'public' AND table_name <> 'alembic_version' ORDER BY 1, 2",
+        "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public' AND tablename <> 'alembic_version' "
+        "ORDER BY 1",
+        "SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint "
+        "WHERE connamespace = 'public'::regnamespace AND conrelid::regclass::text <> 'alembic_version' ORDER BY 1, 2",
+    ):
+        rows = _run(database_url, query)
+        assert rows
+        assert rows == _run(empty_database_url, query)
+
+
+def test_migrating_again_changes_nothing(empty_database_url: str) -> None:
+    assert migrate(empty_database_url) == head_revision()
+    _run(empty_database_url, "INSERT INTO lease VALUES ('kept', 'h', 7, now())")
+    tables = "SELECT relname, oid, relfilenode FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace"
+    before = sorted(_run(empty_database_url, tables), key=str)
+    assert migrate(empty_database_url) == head_revision()
+    assert sorted(_run(empty_database_url, tables), key=str) == before
+    assert _run(empty_database_url, "SELECT epoch FROM lease") == [(7,)]
+
+
+def test_concurrent_migrations_of_one_empty_database_all_succeed(empty_database_url: str) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(migrate, [empty_database_url] * 3))
+    assert answers == [head_revision()] * 3
+    assert _run(empty_database_url, "SELECT version_num FROM alembic_version") == [(head_revision(),)]
+
+
+def test_a_migration_leaves_no_lock_behind(empty_database_url: str) -> None:
+    migrate(empty_database_url)
+    assert _run(empty_database_url, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == [(0,)]
+
+
+def test_a_database_of_a_newer_version_is_refused_and_left_alone(database_url: str) -> None:
+    _run(database_url, "UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(BringUpError) as refused:
+        migrate(database_url)
+    assert "'9999'" in refused.value.message
+    assert repr(head_revision()) in refused.value.message
+    assert _run(database_url, "SELECT version_num FROM alembic_version") == [("9999",)]
+    engine = open_sync_engine(database_url, "tests")
+    try:
+        assert set(metadata.tables) <= set(inspect(engine).get_table_names())
+    finally:
+        engine.dispose()
+    with pytest.raises(BringUpError):  # the lock was given back: this does not hang
+        migrate(database_url)
+
+
+@pytest.mark.parametrize("setting", ["fsync", "synchronous_commit", "full_page_writes"])
+def test_the_server_makes_commits_durable(database_url: str, setting: str) -> None:
+    assert _run(database_url, f"SHOW {setting}") == [("on",)]
