@@ -43,7 +43,9 @@ class RunExecutor:
         self._writer = TransitionWriter(open_engine(config.postgres_url, f"{name} writer", pool_size=1))
         self._drivers: dict[str, tuple[int, asyncio.Task[None]]] = {}
         self._active: dict[str, RunDriver] = {}
-        self._attempt = ray.remote(run_attempt)
+        self._attempt: Any = ray.remote(run_attempt)
+        # Ray keeps a worker for as long as it owns objects, which after a sweep is for ever.
+        self._fresh_attempt: Any = ray.remote(max_calls=1)(run_attempt)
 
     async def assign(self, run_id: str, epoch: int) -> None:
         """Takes a run over. A newer epoch replaces an older one; a repeat changes nothing."""
@@ -92,7 +94,8 @@ class RunExecutor:
             await self._writer.write(Transition(run_id, epoch, run=change))
 
     async def _launch(self, request: AttemptRequest) -> AttemptOutcome:
-        ref = self._attempt.options(
+        attempt = self._fresh_attempt if request.fresh_process else self._attempt
+        ref = attempt.options(
             name=request.label,
             num_cpus=request.cpus,
             num_gpus=request.gpus,

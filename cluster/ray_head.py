@@ -21,7 +21,7 @@ START_TIMEOUT_S = 90
 # What is durable is in the stores by now, and Serve's own actors do not react to SIGTERM.
 STOP_TIMEOUT_S = 2
 #: Within this time a worker is used again for the next step; afterwards its memory is given back.
-IDLE_WORKER_MS = 60_000
+IDLE_WORKER_MS = 20_000
 #: Bytes that Ray's folder may have. HAProxy's sockets bind it: 97 in all, of which Serve takes
 #: ``/<node id>/metrics.sock``, 69, and ``/hap`` is ours. Ray's own sockets would allow 40.
 MAX_TEMP_DIR_BYTES = 97 - 69 - len("/hap")

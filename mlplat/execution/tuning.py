@@ -41,6 +41,9 @@ def sweep(
 ) -> list[Trial]:
     """Runs a native Ray Tune sweep and returns its trials, best first.
 
+    A sweep leaves objects behind that its process owns, and Ray keeps such a process alive: run the step with
+    ``fresh_process``.
+
     Args:
         objective: a function of the configuration that yields metrics once per epoch.
         space: Ray Tune's search space; ``num_samples`` are drawn from it.

@@ -59,6 +59,7 @@ class AttemptRequest:
     cpus: float
     gpus: float
     memory_mb: int | None
+    fresh_process: bool = False
 
     @property
     def label(self) -> str:

@@ -88,6 +88,8 @@ class Step(_Strict):
     foreach: str | list[JsonValue] | None = None
     retry: Retry = Retry()
     resources: Resources = Resources()
+    #: The attempt gets a worker process of its own, which ends with it and gives its memory back at once.
+    fresh_process: bool = False
 
 
 class PipelineSpec(_Strict):

@@ -67,6 +67,7 @@ class _Builder:
             "with": {key: _as_template(value) for key, value in arguments.items()},
             "retry": definition.retry.model_dump(),
             "resources": definition.resources.model_dump(),
+            "fresh_process": definition.fresh_process,
         }
         if foreach is not None:
             entry["foreach"] = _as_template(foreach)
@@ -80,11 +81,14 @@ _building: ContextVar[_Builder | None] = ContextVar("mlplat_building", default=N
 class StepFunction(Generic[P, R]):
     """A function that can be a step."""
 
-    def __init__(self, function: Callable[P, R], name: str, retry: Retry, resources: Resources) -> None:
+    def __init__(
+        self, function: Callable[P, R], name: str, retry: Retry, resources: Resources, fresh_process: bool
+    ) -> None:
         self.function = function
         self.name = name
         self.retry = retry
         self.resources = resources
+        self.fresh_process = fresh_process
         update_wrapper(self, function)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -120,6 +124,7 @@ def step(
     cpus: float = 1.0,
     gpus: float = 0.0,
     memory_mb: int | None = None,
+    fresh_process: bool = False,
 ) -> Callable[[Callable[P, R]], StepFunction[P, R]]: ...
 
 
@@ -133,6 +138,7 @@ def step(
     cpus: float = 1.0,
     gpus: float = 0.0,
     memory_mb: int | None = None,
+    fresh_process: bool = False,
 ) -> Any:
     """Marks a function as a step.
 
@@ -141,12 +147,13 @@ def step(
         retries: further attempts after a failure; for backoff and jitter pass ``retry`` instead.
         retry: the whole retry policy.
         cpus, gpus, memory_mb: what an attempt reserves.
+        fresh_process: give each attempt a process of its own; use it for sweeps and for what eats memory.
     """
     policy = retry or Retry(max_attempts=retries + 1)
 
     def mark(inner: Callable[P, R]) -> StepFunction[P, R]:
         resources = Resources(cpus=cpus, gpus=gpus, memory_mb=memory_mb)
-        return StepFunction(inner, name or inner.__name__, policy, resources)
+        return StepFunction(inner, name or inner.__name__, policy, resources, fresh_process)
 
     return mark if function is None else mark(function)
 
