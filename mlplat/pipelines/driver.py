@@ -136,7 +136,8 @@ class RunDriver:
         self._changes.attempts.append(attempt)
         return AttemptRequest(
             self._spec.name, self._run.run_id, row.step, row.item, row.attempt, step.uses, arguments,
-            step.retry.max_attempts, step.resources.cpus, step.resources.gpus, step.resources.memory_mb, step.fresh_process,
+            step.retry.max_attempts, step.resources.cpus, step.resources.gpus, step.resources.memory_mb,
+            step.fresh_process,
         )  # fmt: skip
 
     def _expand(self, row: StepRun) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 from collections import Counter
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import httpx
@@ -12,14 +14,15 @@ import pytest
 from mlflow import MlflowClient
 
 import mlplat
-from mlplat.demo.digits import EPOCHS
+from mlplat.demo.digits import EPOCHS, EXPERIMENT
 from mlplat.demo.show import PIPELINE
+from mlplat.sdk.client import Client
 from mlplat.sdk.pipeline_runs import PipelineRunHandle
+from mlplat.sdk.run import ensure_experiment
 from tests.platform import Platform, eventually
 
 #: A smaller sweep than the demo's default: the faults hit the same steps in a third of the time.
 PARAMS = {"trials": 2, "folds": 2}
-ACTORS = ["metric-shard-0", "registry-coordinator", "pipeline-scheduler", "run-executor-0", "gateway"]
 
 
 def _rows(platform: Platform) -> dict[str, dict[str, Any]]:
@@ -40,33 +43,52 @@ def _wait_for(handle: PipelineRunHandle, step: str, *states: str) -> None:
     eventually(lambda: handle.status()["steps"][step]["state"] in states, 90, f"{step} is {states}")
 
 
-@pytest.mark.parametrize("actor", ACTORS)
-def test_the_demo_survives_the_death_of(actor: str, platform: Platform) -> None:
-    handle = mlplat.submit(PIPELINE, PARAMS, url=platform.url)
-    _wait_for(handle, "tune", "RUNNING")
-    # In the middle of the sweep, when trials write metrics and every actor has work.
+@dataclass(frozen=True)
+class Kill:
+    """Which actor dies when this step of the demo's pipeline is under way."""
+
+    actor: str
+    step: str
+
+
+@pytest.mark.parametrize(
+    "kills",
+    [
+        [Kill("run-executor-0", "tune")],
+        [Kill("pipeline-scheduler", "tune")],
+        # One at a time, each when it has work: points arrive, requests arrive, a version is about to be made.
+        [Kill("metric-shard-0", "tune"), Kill("gateway", "cross_validate"), Kill("registry-coordinator", "evaluate")],
+    ],
+    ids=["executor", "scheduler", "shard-gateway-registry"],
+)
+def test_the_demo_survives_kill_9(kills: list[Kill], platform: Platform) -> None:
     client = MlflowClient(platform.url)
-    experiment = client.get_experiment_by_name("digits")
+    experiment_id = ensure_experiment(Client(platform.url), EXPERIMENT)
+    handle = mlplat.submit(PIPELINE, PARAMS, url=platform.url)
     ours = f"tags.`mlplat.pipelineRun` = '{handle.run_id}'"
-    if experiment is not None:
-        eventually(
-            lambda: client.search_runs([experiment.experiment_id], f"{ours} AND metrics.accuracy > 0"),
-            60,
-            "a trial has logged a point",
-        )
-    pid = _kill(platform, actor)
+    killed: list[tuple[str, int]] = []
+    for kill in kills:
+        _wait_for(handle, kill.step, "RUNNING", "SUCCEEDED")
+        if kill.step == "tune":  # in the middle of the sweep, when the trials write metrics
+            logged = f"{ours} AND metrics.accuracy > 0"
+            eventually(partial(client.search_runs, [str(experiment_id)], logged), 60, "a trial has logged a point")
+        killed.append((kill.actor, _kill(platform, kill.actor)))
     final = handle.wait(timeout_s=120)
     assert final["state"] == "SUCCEEDED", final["error"]
 
-    replacement = eventually(
-        lambda: (row := _rows(platform).get(actor)) and row["health"] == "ok" and row["pid"] != pid and row, 30
-    )
-    assert actor == "gateway" or replacement["restarts"] >= 1  # Serve replaces replicas instead of restarting them
-
-    _check_attempts(final, lost_allowed=actor == "run-executor-0")
-    _check_tracking(client, ours, lost_allowed=actor == "run-executor-0")
+    for actor, pid in killed:
+        replacement = eventually(partial(_replaced, platform, actor, pid), 30, f"{actor} is back")
+        assert actor == "gateway" or replacement["restarts"] >= 1  # Serve replaces replicas, it does not restart them
+    lost_allowed = kills[0].actor == "run-executor-0"
+    _check_attempts(final, lost_allowed)
+    _check_tracking(client, ours, lost_allowed)
     registered = final["steps"]["register"]["output"]
     assert str(client.get_model_version_by_alias("digits", "champion").version) == str(registered["version"])
+
+
+def _replaced(platform: Platform, actor: str, pid: int) -> dict[str, Any] | None:
+    row = _rows(platform).get(actor)
+    return row if row and row["health"] == "ok" and row["pid"] != pid else None
 
 
 def _check_attempts(final: dict[str, Any], lost_allowed: bool) -> None:
@@ -84,7 +106,7 @@ def _check_attempts(final: dict[str, Any], lost_allowed: bool) -> None:
 
 def _check_tracking(client: MlflowClient, ours: str, lost_allowed: bool) -> None:
     """No run of the pipeline is left RUNNING, and every finished trial has its whole curve, once."""
-    experiment = client.get_experiment_by_name("digits")
+    experiment = client.get_experiment_by_name(EXPERIMENT)
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], ours)
     # A lost attempt's trials end as KILLED, or as FAILED where they noticed it themselves.
