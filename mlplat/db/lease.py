@@ -142,7 +142,8 @@ class LeaseKeeper:
                 self._held = await acquire(self._engine, self._name, self._holder, self._ttl_s)
             except CONNECTION_ERRORS:
                 await asyncio.sleep(0.5)
-        self._task = asyncio.get_running_loop().create_task(self._keep())
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._keep())
         return self._held
 
     async def stop(self) -> None:
@@ -159,9 +160,9 @@ class LeaseKeeper:
             await asyncio.sleep(self._ttl_s / 3)
             try:
                 self._held = await renew(self._engine, self._held)
-            except Fenced:
-                break
             except CONNECTION_ERRORS:
                 if time.monotonic() > self._held.deadline:
                     break
+            except Exception:  # Fenced, or a defect: either way nobody renews from here on
+                break
         self.lost.set()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mlplat.errors import PermissionDenied
@@ -16,25 +18,44 @@ from mlplat.http.routes import pipelines, platform
 from mlplat.http.services import Services
 
 
-class LoopbackOnly:
-    """Refuses peers on other machines: there is no authentication yet, so nobody else may come in."""
+class LocalOnly:
+    """Refuses everybody but this machine, because there is no authentication yet.
+
+    The peer must be a loopback address. So must the names in ``Host`` and ``Origin``: otherwise any web
+    page that the user visits could send requests here, through DNS rebinding or a form.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        if scope["type"] in {"http", "websocket"} and not _is_loopback(scope.get("client")):
-            await error_response(PermissionDenied("this platform serves its own machine only"))(scope, receive, send)
-            return
+        if scope["type"] in {"http", "websocket"}:
+            refusal = _refusal(scope.get("client"), Headers(scope=scope))
+            if refusal:
+                await error_response(PermissionDenied(refusal))(scope, receive, send)
+                return
         await self._app(scope, receive, send)
 
 
-def _is_loopback(client: tuple[str, int] | None) -> bool:
-    if client is None:
-        return False
+def _refusal(client: tuple[str, int] | None, headers: Headers) -> str | None:
+    if client is None or not _is_loopback(client[0]):
+        return "this platform serves its own machine only"
+    if not _is_local_name(urlsplit(f"//{headers.get('host', '')}").hostname):
+        return f"this platform is not {headers.get('host', '')!r}; use 127.0.0.1 or localhost"
+    origin = headers.get("origin")
+    if origin is not None and not _is_local_name(urlsplit(origin).hostname):
+        return f"pages of {origin} may not call this platform"
+    return None
+
+
+def _is_local_name(host: str | None) -> bool:
+    return host is not None and (host == "localhost" or _is_loopback(host))
+
+
+def _is_loopback(host: str) -> bool:
     try:
-        address = ipaddress.ip_address(client[0])
+        address = ipaddress.ip_address(host)
     except ValueError:
         return False
     mapped = getattr(address, "ipv4_mapped", None)
@@ -52,5 +73,5 @@ def create_app(services: Services, version: str) -> FastAPI:
     artifacts.install(app, services)
     app.include_router(pipelines.router(services))
     app.include_router(platform.router(services))
-    app.add_middleware(LoopbackOnly)
+    app.add_middleware(LocalOnly)
     return app

@@ -132,9 +132,7 @@ async def test_a_take_over_waits_for_an_open_write_of_the_old_epoch(engine: Asyn
             take_over = asyncio.create_task(try_acquire(engine, "a", "h1", LONG_S))
             await until(lambda: _somebody_waits(engine))
             assert not take_over.done()
-            await connection.execute(
-                insert(metric_log).values(shard="a", seq=1, points=0, body=b"")
-            )
+            await connection.execute(insert(metric_log).values(shard="a", seq=1, points=0, body=b""))
         taken = await asyncio.wait_for(take_over, 10)
     assert taken is not None
     assert taken.epoch == old.epoch + 1
@@ -167,9 +165,7 @@ async def _check_until_fenced(engine: AsyncEngine, held: Lease, writer: int, sta
         try:
             async with engine.begin() as connection:
                 await held.check(connection)
-                await connection.execute(
-                    insert(metric_log).values(shard="leak", seq=seq, points=held.epoch, body=b"")
-                )
+                await connection.execute(insert(metric_log).values(shard="leak", seq=seq, points=held.epoch, body=b""))
         except Fenced:
             return number
         started.set()
@@ -188,7 +184,9 @@ async def test_no_row_of_an_old_epoch_appears_after_the_take_over_has_committed(
     for _round in range(12):
         events = [asyncio.Event() for _ in range(6)]
         writers = [
-            asyncio.create_task((_write_until_fenced if number % 2 else _check_until_fenced)(engine, held, number, event))
+            asyncio.create_task(
+                (_write_until_fenced if number % 2 else _check_until_fenced)(engine, held, number, event)
+            )
             for number, event in enumerate(events)
         ]
         await asyncio.wait_for(asyncio.gather(*(event.wait() for event in events)), 20)

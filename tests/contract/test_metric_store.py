@@ -188,7 +188,7 @@ def test_predicates_look_into_the_named_experiments_only(probe: Probe, metric_st
     assert probe.store.query(queries.runs_where([], "m", "=", 1.0)).num_rows == 0
 
 
-@pytest.mark.parametrize("hostile", ["'); DROP TABLE metric_points; --", "a\\'b", "{value:Float64}", "%(x)s", "`\"\n\t"])
+@pytest.mark.parametrize("hostile", ["'); DROP TABLE metric_points; --", "a\\'b", "{value:Float64}", "%(x)s", '`"\n\t'])
 def test_hostile_text_is_data(probe: Probe, hostile: str) -> None:
     run = unique(hostile)
     probe.write(Point(hostile, 1.5, 1, 1), run=run)

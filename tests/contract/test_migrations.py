@@ -75,7 +75,9 @@ def test_columns_indexes_and_constraints_are_the_same_by_migration_as_by_metadat
 def test_migrating_again_changes_nothing(empty_database_url: str) -> None:
     assert migrate(empty_database_url) == head_revision()
     _run(empty_database_url, "INSERT INTO lease VALUES ('kept', 'h', 7, now())")
-    tables = "SELECT relname, oid, relfilenode FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace"
+    tables = (
+        "SELECT relname, oid, relfilenode FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace"
+    )
     before = sorted(_run(empty_database_url, tables), key=str)
     assert migrate(empty_database_url) == head_revision()
     assert sorted(_run(empty_database_url, tables), key=str) == before

@@ -160,9 +160,7 @@ async def test_a_run_that_is_over_or_unknown_is_not_assigned(
     assert (await store.get_snapshot(run_id)).run.epoch == epoch
 
 
-async def test_open_runs_are_found_oldest_first(
-    store: PipelineStore, leader: Lease, writer: TransitionWriter
-) -> None:
+async def test_open_runs_are_found_oldest_first(store: PipelineStore, leader: Lease, writer: TransitionWriter) -> None:
     runs = [await _run(store, leader, f"k{number}") for number in range(7)]
     states = [State.PENDING, State.QUEUED, State.RUNNING, State.SUCCEEDED, State.FAILED, State.CANCELLED, State.SKIPPED]
     for (run_id, epoch), state in zip(runs, states, strict=True):
@@ -323,7 +321,9 @@ async def test_no_transition_of_an_old_epoch_lands_after_the_run_was_given_away(
         epoch = new
 
 
-async def test_a_closed_writer_has_written_what_it_was_given(store: PipelineStore, leader: Lease, engine: AsyncEngine) -> None:
+async def test_a_closed_writer_has_written_what_it_was_given(
+    store: PipelineStore, leader: Lease, engine: AsyncEngine
+) -> None:
     run_id, epoch = await _run(store, leader)
     writer = TransitionWriter(engine)
     pending = asyncio.create_task(writer.write(Transition(run_id, epoch, run=RunChange(State.RUNNING))))

@@ -158,7 +158,9 @@ async def test_versions_count_from_one_in_each_model(registry: Registry, model: 
 async def test_a_version_is_read_as_it_was_written(registry: Registry, model: str) -> None:
     before = await registry.store.get_model(model)
     answer = await registry.do(
-        CreateVersion(model, "runs:/r/m", "mlflow-artifacts:/1/r/artifacts/m", "r", "http://x", "first", "ann", {"a": "1"})
+        CreateVersion(
+            model, "runs:/r/m", "mlflow-artifacts:/1/r/artifacts/m", "r", "http://x", "first", "ann", {"a": "1"}
+        )
     )
     found = await registry.store.get_version(model, answer["version"])
     assert (found.name, found.version, found.source, found.artifact_uri, found.run_id) == (

@@ -42,7 +42,9 @@ async def test_a_new_run_is_running_and_read_as_it_was_answered(store: RunStore,
 async def test_creating_again_under_the_same_id_gives_the_run_that_is_there(store: RunStore, experiment: int) -> None:
     await _new(store, experiment, color="red")
     await store.log("r1", {"p": "1"}, {})
-    again = await store.create("r1", experiment, "second", "bob", NOW + timedelta(days=1), {"color": "blue", "new": "x"})
+    again = await store.create(
+        "r1", experiment, "second", "bob", NOW + timedelta(days=1), {"color": "blue", "new": "x"}
+    )
     assert again == await store.get("r1")
     assert (again.name, again.user_id, again.started_at, again.params) == ("first", "ann", NOW, {"p": "1"})
     assert again.tags == {"color": "red", RUN_NAME_TAG: "first"}
@@ -132,7 +134,7 @@ async def test_a_param_is_written_once(store: RunStore, experiment: int) -> None
     await _new(store, experiment)
     assert await store.log("r1", {"lr": "0.1", "empty": ""}, {}) == RunRef("r1", experiment)
     await store.log("r1", {"lr": "0.1", "empty": ""}, {})
-    with pytest.raises(InvalidInput, match="Changing param values is not allowed.*'lr'.*'0.1'.*'0.2'"):
+    with pytest.raises(InvalidInput, match=r"Changing param values is not allowed.*'lr'.*'0.1'.*'0.2'"):
         await store.log("r1", {"lr": "0.2"}, {})
     assert (await store.get("r1")).params == {"lr": "0.1", "empty": ""}
 
@@ -218,7 +220,9 @@ async def test_the_runs_of_a_dead_attempt_are_killed_and_no_others(store: RunSto
     assert await store.kill_of_attempt(label) == 0
 
 
-@pytest.mark.parametrize("value", ["'; DROP TABLE run; --", "%s {x} :y $1", "emoji 🧪 \u2028", "back\\slash", "a\nb\tc"])
+@pytest.mark.parametrize(
+    "value", ["'; DROP TABLE run; --", "%s {x} :y $1", "emoji 🧪 \u2028", "back\\slash", "a\nb\tc"]
+)
 async def test_hostile_text_is_kept_as_it_is(store: RunStore, experiment: int, value: str) -> None:
     await store.create(f"id {value}", experiment, value, value, NOW, {"tag": value})
     await store.log(f"id {value}", {"param": value}, {})

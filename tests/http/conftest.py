@@ -88,7 +88,7 @@ class Stack:
     def client(self, peer: tuple[str, int] = LOOPBACK) -> httpx.AsyncClient:
         """A client whose requests come from ``peer``. Errors in the app arrive as the answers they are turned into."""
         transport = httpx.ASGITransport(app=self.app, client=peer, raise_app_exceptions=False)
-        return httpx.AsyncClient(transport=transport, base_url="http://mlplat")
+        return httpx.AsyncClient(transport=transport, base_url="http://localhost")
 
 
 async def _check_imports(names: Sequence[str]) -> Mapping[str, str]:
@@ -139,14 +139,14 @@ class MLflow:
         self.http = http
         self.prefix = f"{prefix}/2.0/mlflow/"
 
-    async def call(self, method: str, path: str, **fields: Any) -> Any:
+    async def call(self, method: str, path: str, /, **fields: Any) -> Any:
         """The answer of a call that succeeds."""
         response = await self.send(method, path, **fields)
         assert response.status_code == 200, response.text
         assert response.headers["content-type"] == "application/json"
         return response.json()
 
-    async def send(self, method: str, path: str, **fields: Any) -> httpx.Response:
+    async def send(self, method: str, path: str, /, **fields: Any) -> httpx.Response:
         """The response of any call: ``fields`` are the query of a GET, else the JSON body."""
         if method == "GET":
             return await self.http.get(self.prefix + path, params=fields)
@@ -156,7 +156,7 @@ class MLflow:
         """The response to a POST of exactly this body."""
         return await self.http.post(self.prefix + path, content=body, headers={"Content-Type": "application/json"})
 
-    async def refused(self, status: int, code: str, message: str, method: str, path: str, **fields: Any) -> None:
+    async def refused(self, status: int, code: str, message: str, method: str, path: str, /, **fields: Any) -> None:
         """Asserts that a call fails like this; ``message`` is a part of the message."""
         expect_error(await self.send(method, path, **fields), status, code, message)
 

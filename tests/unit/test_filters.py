@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import ColumnElement
-from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
+from sqlalchemy import ColumnElement, select
+from sqlalchemy.engine.url import make_url
 
+from mlplat.db.tables import run
 from mlplat.errors import InvalidInput
 from mlplat.tracking.filters import compile_filter, compile_order, visible
 from mlplat.tracking.model import ViewType
-from mlplat.tracking.search import Comparison, Entity, comparisons, parse_filter, parse_order
+from mlplat.tracking.search import Comparison, comparisons, parse_filter, parse_order
 
+DIALECT = make_url("postgresql+psycopg://").get_dialect()()
 HOSTILE = "x') OR 1=1; DROP TABLE run --"
 
 
 def compiled(condition: ColumnElement[Any]) -> tuple[str, dict[str, Any]]:
     """The SQL text and its bound values."""
-    result = condition.compile(dialect=PGDialect_psycopg())
+    result = condition.compile(dialect=DIALECT)
     return " ".join(str(result).split()), dict(result.params)
 
 
@@ -137,26 +140,42 @@ def test_an_order_puts_what_is_missing_last_in_both_directions() -> None:
     assert bound(texts[1][1]) == ["a key"]
 
 
+def ordered(texts: list[str], metric_values: dict[str, dict[str, float]]) -> tuple[str, dict[str, Any]]:
+    """The whole query of an order."""
+    order = compile_order([parse_order(text) for text in texts], metric_values)
+    query = select(run.c.run_id)
+    for table, condition in order.joins:
+        query = query.outerjoin(table, condition)
+    result = query.order_by(*order.terms).compile(dialect=DIALECT)
+    return " ".join(str(result).split()), dict(result.params)
+
+
 def test_an_order_by_metric_joins_its_values_and_puts_nan_before_missing() -> None:
-    order = compile_order([parse_order("metrics.loss DESC")], {"loss": {"r1": 0.5, "r2": float("nan")}})
-    ((table, condition),) = order.joins
-    assert compiled(condition)[0] == "metric_0.run_id = run.run_id"
-    assert "unnest(" in compiled(table.select().whereclause if False else condition)[0] or table.name == "metric_0"
-    assert [compiled(term)[0].split()[0] for term in order.terms] == ["CASE", "metric_0.value"]
-    assert compiled(order.terms[1])[0] == "metric_0.value DESC NULLS LAST"
+    text, params = ordered(["metrics.loss DESC"], {"loss": {"r1": 0.5, "r2": 2.0}})
+    joined, order = text.split(" ORDER BY ")
+    assert "LEFT OUTER JOIN unnest(" in joined
+    assert ["r1", "r2"] in params.values()
+    assert [0.5, 2.0] in params.values()
+    assert any(isinstance(value, float) and math.isnan(value) for value in params.values())
+    assert order.startswith("CASE WHEN (anon_1.value IS NULL) THEN ")
+    assert order.endswith("END, anon_1.value DESC NULLS LAST")
 
 
-def test_two_metrics_in_an_order_have_two_tables() -> None:
-    orders = [parse_order("metrics.a"), parse_order("metrics.b")]
-    order = compile_order(orders, {"a": {}, "b": {"r": 1.0}})
-    assert [compiled(condition)[0] for _table, condition in order.joins] == [
-        "metric_0.run_id = run.run_id",
-        "metric_1.run_id = run.run_id",
-    ]
+def test_two_metrics_in_an_order_are_joined_apart() -> None:
+    text, params = ordered(["metrics.a", "metrics.b DESC"], {"a": {"r": 1.0}, "b": {"r": 2.0}})
+    assert text.count("LEFT OUTER JOIN unnest(") == 2
+    assert "anon_1.value ASC NULLS LAST" in text
+    assert "anon_2.value DESC NULLS LAST" in text
+    assert [1.0] in params.values()
+    assert [2.0] in params.values()
 
 
-def test_every_comparator_of_texts_compiles_for_every_entity() -> None:
-    for name in ("tags.k", "params.k", "status"):
-        for test in ("= 'x'", "!= 'x'", "LIKE 'x'", "ILIKE 'x'", "IN ('x')", "NOT IN ('x')", "IS NULL", "IS NOT NULL"):
-            assert sql(f"{name} {test}")[0]
-    assert Entity.METRIC == "metric"
+@pytest.mark.parametrize("name", ["tags.k", "params.k", "status"])
+@pytest.mark.parametrize(
+    "test", ["= 'x'", "!= 'x'", "LIKE 'x'", "ILIKE 'x'", "IN ('x')", "NOT IN ('x')", "IS NULL", "IS NOT NULL"]
+)
+def test_not_negates_every_comparison_of_texts(name: str, test: str) -> None:
+    plain, plain_params = sql(f"{name} {test}")
+    negated, negated_params = sql(f"NOT {name} {test}")
+    assert negated != plain
+    assert bound(negated_params) == bound(plain_params)

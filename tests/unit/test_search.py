@@ -284,7 +284,7 @@ def test_an_unknown_attribute_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["foo.bar = 'x'", "Metrics.a = 'x'", "run.x.y = 'x'", "dataset.name = 'x'"])
 def test_an_unknown_entity_is_refused(text: str) -> None:
-    with pytest.raises(InvalidInput, match="Invalid (entity type|attribute key)"):
+    with pytest.raises(InvalidInput, match=r"Invalid (entity type|attribute key)"):
         parse_filter(text)
 
 
@@ -342,8 +342,29 @@ def test_an_unknown_order_is_refused(text: str) -> None:
 
 
 pieces = st.sampled_from(
-    ["(", ")", "NOT ", " AND ", " OR ", "tags.a", "metrics.`b c`", " = ", " > ", " IN ", "'x'", "1", ",", " LIKE "]
-    + [" IS ", "NULL", "`", '"', "'", ".", "status"]
+    [
+        "(",
+        ")",
+        "NOT ",
+        " AND ",
+        " OR ",
+        "tags.a",
+        "metrics.`b c`",
+        " = ",
+        " > ",
+        " IN ",
+        "'x'",
+        "1",
+        ",",
+        " LIKE ",
+        " IS ",
+        "NULL",
+        "`",
+        '"',
+        "'",
+        ".",
+        "status",
+    ]
 )
 
 
