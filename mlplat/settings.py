@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -127,4 +128,4 @@ def postgres_socket_dir(state_dir: Path) -> Path:
 
 def embedded_postgres_url(state_dir: Path) -> str:
     """SQLAlchemy URL of the Postgres that lives in ``state_dir``."""
-    return f"postgresql+psycopg://postgres@/mlplat?host={postgres_socket_dir(state_dir)}"
+    return f"postgresql+psycopg://postgres@/mlplat?host={quote(str(postgres_socket_dir(state_dir)))}"

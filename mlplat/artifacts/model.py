@@ -35,7 +35,8 @@ def safe_path(path: str) -> str:
         if again == decoded:
             break
         decoded = again
-    return "" if path in {"", "."} else posixpath.normpath(path)
+    normal = posixpath.normpath(path)
+    return "" if normal == "." else normal
 
 
 def _check_path(path: str, shown: str) -> None:

@@ -253,7 +253,8 @@ step_run = Table(
     Column("attempt", SmallInteger, nullable=False, server_default="0"),
     # Failures that count against the step's retries; attempts lost with their process do not.
     Column("failures", SmallInteger, nullable=False, server_default="0"),
-    Column("output", JSONB, nullable=True),
+    # json, not jsonb: jsonb reorders keys and rewrites numbers, and a fan-out must see the same list twice.
+    Column("output", JSON, nullable=True),
     Column("error", Text, nullable=True),
     _time("retry_at", nullable=True),
     _time("started_at", nullable=True),

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mlplat.errors import InvalidInput
 
@@ -74,10 +75,13 @@ def decode(body: bytes) -> pa.Table:
         raise InvalidInput(f"the body is not an Arrow IPC stream: {error}") from error
     if table.schema.names != SCHEMA.names:
         raise InvalidInput(f"metric batches have the columns {SCHEMA.names}, not {table.schema.names}")
-    for column in table.columns:
-        if column.null_count:
-            raise InvalidInput("metric batches may not contain nulls")
     try:
-        return table.cast(SCHEMA)
+        table = table.cast(pa.schema([column.with_nullable(True) for column in SCHEMA])).combine_chunks()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise InvalidInput(f"a column of the metric batch has the wrong type: {error}") from error
+    if any(column.null_count for column in table.columns):
+        raise InvalidInput("metric batches may not contain nulls")
+    longest = pc.max(pc.utf8_length(table["key"])).as_py()
+    if longest is not None and longest > MAX_KEY_LENGTH:
+        raise InvalidInput(f"metric keys have at most {MAX_KEY_LENGTH} characters, found one with {longest}")
+    return table.cast(SCHEMA)

@@ -11,6 +11,9 @@ from typing import Any, Protocol
 from mlplat.errors import InvalidInput
 from mlplat.pipelines.expressions import find_expressions, references
 
+#: Looking for similar names among more than these takes too long.
+MAX_HINTED = 500
+
 
 class StepLike(Protocol):
     """What the graph needs to know of a step."""
@@ -95,6 +98,6 @@ def _read_steps(step: StepLike) -> set[str]:
 
 
 def _unknown(kind: str, name: str, known: Mapping[str, object]) -> str:
-    close = get_close_matches(name, known, n=1)
+    close = get_close_matches(name, known, n=1) if len(known) <= MAX_HINTED else []
     hint = f"did you mean {close[0]!r}?" if close else f"there is {', '.join(list(known)[:20]) or 'none'}"
     return f"unknown {kind} {name!r}; {hint}"

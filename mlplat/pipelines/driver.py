@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -92,13 +93,13 @@ class RunDriver:
         """Takes over what an earlier owner left: its running attempts died with it."""
         lost = [row for row in self._nodes.values() if row.state is State.RUNNING and not self._is_fan_out(row)]
         for row in lost:
+            # Before the commit: a crash in between repeats this, and never leaves it out.
+            await self._on_lost(f"{self._run.run_id}/{row.step}/{row.item}/{row.attempt}")
             self._settle(row, AttemptOutcome(AttemptState.LOST, error="its executor was lost"))
         if self._run.state is not State.RUNNING:
             self._run.state = State.RUNNING
             self._changes.run = RunChange(State.RUNNING, started_at=_now())
         await self._flush()
-        for row in lost:
-            await self._on_lost(f"{self._run.run_id}/{row.step}/{row.item}/{row.attempt}")
 
     def _is_fan_out(self, row: StepRun) -> bool:
         return row.item == WHOLE_STEP and self._rules[row.step].is_fan_out
@@ -182,6 +183,7 @@ class RunDriver:
         return {"kind": "list", "outputs": [self._nodes[step, index].output for index in range(row.items)]}
 
     def _settle(self, row: StepRun, outcome: AttemptOutcome) -> None:
+        outcome = replace(outcome, error=_storable(outcome.error))
         attempt = self._attempts[row.step, row.item, row.attempt]
         attempt.state, attempt.error, attempt.finished_at = outcome.state, outcome.error, _now()
         settle_attempt(_now(), self._run.run_id, row, outcome, self._spec.steps[row.step].retry)
@@ -215,6 +217,11 @@ class RunDriver:
             self._settle(row, outcome)
             if outcome.state is AttemptState.LOST:
                 await self._on_lost(f"{self._run.run_id}/{row.step}/{row.item}/{row.attempt}")
+
+
+def _storable(text: str | None) -> str | None:
+    """The text without what Postgres refuses."""
+    return None if text is None else text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
 
 
 def _now() -> datetime:

@@ -62,6 +62,8 @@ def references(expression: str) -> set[tuple[str, ...]]:
         tree = jmespath.compile(expression).parsed
     except JMESPathError as error:
         raise InvalidInput(f"not an expression: {expression!r}: {str(error).splitlines()[0]}") from error
+    except RecursionError as error:
+        raise InvalidInput(f"not an expression: nested too deeply: {expression[:80]!r}…") from error
     found = set(_root_paths(tree))
     for path in found:
         if not path or path[0] not in ROOTS:
@@ -77,31 +79,33 @@ def references(expression: str) -> set[tuple[str, ...]]:
 
 
 def _root_paths(node: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    """Paths that start at the root. Children evaluated against another node's result are left out."""
+    """Paths that start at the root, ``()`` for the root itself. What is evaluated elsewhere is left out."""
     kind, children = node["type"], node["children"]
     if kind == "field":
         yield (node["value"],)
+    elif kind in {"current", "identity"}:
+        yield ()
     elif kind == "subexpression":
         yield from _joined(children)
     elif kind in {"index_expression", "projection", "value_projection", "filter_projection", "flatten", "pipe"}:
         yield from _root_paths(children[0])
-    elif kind not in {"literal", "identity", "current", "expref"}:
+    elif kind not in {"literal", "expref"}:
         for child in children:
             yield from _root_paths(child)
 
 
 def _joined(parts: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
-    """``a.b.c[0].d`` reads the path (a, b, c): names count until something else than a name comes."""
-    heads = list(_root_paths(parts[0]))
-    if len(heads) != 1 or parts[0]["type"] != "field":
-        yield from heads
-        return
-    path = heads[0]
-    for part in parts[1:]:
-        path += next(_root_paths(part), ())
-        if part["type"] != "field":
-            break
-    yield path
+    """``a.b.c[0].d`` reads the path (a, b, c), and ``a.[b, c]`` the paths (a, b) and (a, c).
+
+    Names count until something else than a name comes.
+    """
+    paths = list(_root_paths(parts[0]))
+    if parts[0]["type"] == "field":
+        for part in parts[1:]:
+            paths = [path + tail for path in paths for tail in list(_root_paths(part)) or [()]]
+            if part["type"] != "field":
+                break
+    yield from paths
 
 
 def render(template: object, scope: Mapping[str, Any]) -> Any:
@@ -114,8 +118,8 @@ def render(template: object, scope: Mapping[str, Any]) -> Any:
         InvalidInput: an expression fails on these values.
     """
     if isinstance(template, str):
-        whole = _EXPRESSION.fullmatch(template.strip())
-        if whole:
+        whole = _EXPRESSION.match(template.strip())
+        if whole and whole.end() == len(template.strip()):
             return _evaluate(whole.group(1).strip(), scope)
         return _EXPRESSION.sub(lambda match: _as_text(_evaluate(match.group(1).strip(), scope)), template)
     if isinstance(template, Mapping):
@@ -133,6 +137,11 @@ def _evaluate(expression: str, scope: Mapping[str, Any]) -> Any:
 
 
 def _as_text(value: object) -> str:
+    if isinstance(value, str):
+        return value
     if isinstance(value, OutputRef):
         raise InvalidInput(f"a {value.type_name} cannot be part of a text")
-    return value if isinstance(value, str) else json.dumps(value)
+    try:
+        return json.dumps(value)
+    except TypeError as error:  # an OutputRef inside a list
+        raise InvalidInput("an output that is not JSON cannot be part of a text") from error

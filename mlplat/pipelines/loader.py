@@ -25,10 +25,19 @@ class _Loader(yaml.SafeLoader):
             raise yaml.composer.ComposerError(None, None, "aliases (*name) are not allowed", mark)
         return super().compose_node(parent, index)
 
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (LookupError, AttributeError, ValueError, TypeError) as error:  # PyYAML's scalars trust their tags
+            problem = f"not a {node.tag.rpartition(':')[2]}: {node.value!r}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
+
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[object] = set()
         for key_node, _value in node.value:
             key = key_node.value
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "keys must be plain text", key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", key_node.start_mark)
             seen.add(key)
@@ -44,10 +53,10 @@ def parse_yaml(text: str, source: str = "<text>") -> PipelineSpec:
     Raises:
         InvalidPipeline: one line per problem, each ``source:line: path: reason``.
     """
-    if len(text.encode()) > MAX_BYTES:
+    if len(text.encode(errors="surrogatepass")) > MAX_BYTES:
         raise InvalidPipeline(f"{source}: larger than {MAX_BYTES} bytes")
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         document = loader.construct_document(node) if node is not None else None
     except yaml.MarkedYAMLError as error:
@@ -56,8 +65,6 @@ def parse_yaml(text: str, source: str = "<text>") -> PipelineSpec:
         raise InvalidPipeline(f"{source}:{line}: not readable as YAML: {error.problem}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InvalidPipeline(f"{source}: not readable as YAML: {str(error).splitlines()[0]}") from error
-    finally:
-        loader.dispose()
     if node is None or not isinstance(document, dict):
         raise InvalidPipeline(f"{source}:1: expected a mapping with 'name' and 'steps'")
     lines: Lines = {}
@@ -107,9 +114,17 @@ def _collect_lines(node: yaml.Node, path: tuple[str | int, ...], lines: Lines) -
             _collect_lines(value, (*path, index), lines)
 
 
+#: Names that pydantic adds to the location of a problem inside a union.
+_UNION_PARTS = {"str", "int", "float", "bool"}
+
+
 def _document_path(location: tuple[str | int, ...]) -> tuple[str | int, ...]:
     """Pydantic's location without the names it adds for unions and keys."""
-    return tuple(part for part in location if not (isinstance(part, str) and ("[" in part or part == "str")))
+    return tuple(
+        part
+        for index, part in enumerate(location)
+        if not (isinstance(part, str) and ("[" in part or (part in _UNION_PARTS and index > 2)))
+    )
 
 
 def _reason(item: Any) -> str:

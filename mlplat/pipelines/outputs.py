@@ -28,10 +28,9 @@ def store_output(value: object, artifacts: ArtifactStore) -> dict[str, Any]:
     Raises:
         InvalidInput: it cannot be pickled, or is larger than 2 GiB.
     """
-    if _is_json(value):
-        text = json.dumps(value)
-        if len(text) <= MAX_INLINE_BYTES:
-            return {"kind": "json", "value": json.loads(text)}
+    text = _json_text(value)
+    if text is not None and len(text) <= MAX_INLINE_BYTES:
+        return {"kind": "json", "value": json.loads(text)}
     try:
         body = cloudpickle.dumps(value)
     except Exception as error:  # pickling runs the user's own code, which may raise anything
@@ -63,14 +62,29 @@ def load_arguments(value: Any, artifacts: ArtifactStore) -> Any:
     return value
 
 
+def _json_text(value: object) -> str | None:
+    """The value as JSON, or None when it is not exactly JSON."""
+    try:
+        return json.dumps(value) if _is_json(value) else None
+    except (ValueError, RecursionError):  # an integer too long to print, or a list that contains itself
+        return None
+
+
+def is_storable_text(text: str) -> bool:
+    """False for text that Postgres refuses: with NUL, or with half of a surrogate pair."""
+    return "\x00" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def _is_json(value: object) -> bool:
     """True when a JSON round trip gives an equal value (so: no tuples, no NaN, no subclasses)."""
-    if value is None or type(value) in (bool, int, str):
+    if type(value) is str:
+        return is_storable_text(value)
+    if value is None or type(value) in (bool, int):
         return True
     if type(value) is float:
         return math.isfinite(value)
     if type(value) is list:
         return all(_is_json(inner) for inner in value)
     if type(value) is dict:
-        return all(type(key) is str and _is_json(inner) for key, inner in value.items())
+        return all(type(key) is str and is_storable_text(key) and _is_json(inner) for key, inner in value.items())
     return False

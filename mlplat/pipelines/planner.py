@@ -167,6 +167,6 @@ def _finish(rules: Mapping[str, StepRules], nodes: Mapping[Node, StepRun]) -> Fi
     for step in rules:
         row = nodes[step, WHOLE_STEP]
         if row.state is State.FAILED:
-            summary = (row.error or "failed").strip().splitlines()[0]
+            summary = ((row.error or "").strip() or "failed").splitlines()[0]
             return Finish(State.FAILED, f"step {step!r} failed: {summary}")
     return Finish(State.SUCCEEDED)

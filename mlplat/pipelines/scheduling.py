@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mlplat.db.engine import CONNECTION_ERRORS
 from mlplat.db.lease import LeaseKeeper
-from mlplat.errors import Fenced, InvalidPipeline, Overloaded, PlatformError, Unavailable
+from mlplat.errors import Fenced, InvalidInput, InvalidPipeline, Overloaded, PlatformError, Unavailable
 from mlplat.pipelines.loader import build_spec
 from mlplat.pipelines.model import PipelineRun, Submission
 from mlplat.pipelines.spec import PipelineSpec
@@ -77,6 +77,8 @@ class SchedulerService:
         """
         if self._submitting >= MAX_SUBMITTING:
             raise Overloaded(f"{self._submitting} submissions are under way; retry in a second")
+        if "\x00" in submission.idempotency_key + submission.submitted_by:
+            raise InvalidInput("the idempotency key and the submitter may not contain NUL characters")
         self._submitting += 1
         try:
             spec = build_spec(submission.spec)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
+import sys
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 from mlplat.errors import InvalidPipeline
 
 MAX_STEPS = 10_000
+MAX_NUMBER = sys.float_info.max
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_\-]{0,62}$")]
 #: Step and parameter names are identifiers, because expressions use them unquoted.
@@ -46,15 +47,21 @@ class Parameter(_Strict):
     def problem_with(self, value: object) -> str | None:
         """Why ``value`` does not fit this parameter, or None."""
         if not isinstance(value, _TYPES[self.type]) or (isinstance(value, bool) and self.type != "bool"):
-            return f"expected {self.type}, got {type(value).__name__} {value!r}"
-        if isinstance(value, float) and not math.isfinite(value):
+            return f"expected {self.type}, got {type(value).__name__} {value!r:.100}"
+        problem = self._number_problem(value) if isinstance(value, int | float) else None
+        if isinstance(value, str) and "\x00" in value:
+            problem = "may not contain NUL characters"
+        if problem is None and self.choices is not None and value not in self.choices:
+            problem = f"must be one of {self.choices}, got {value!r}"
+        return problem
+
+    def _number_problem(self, value: float) -> str | None:
+        if not -MAX_NUMBER <= value <= MAX_NUMBER:  # which NaN is not, either
             return "expected a finite number"
-        if self.min is not None and isinstance(value, int | float) and value < self.min:
+        if self.min is not None and value < self.min:
             return f"must be at least {self.min:g}, got {value!r}"
-        if self.max is not None and isinstance(value, int | float) and value > self.max:
+        if self.max is not None and value > self.max:
             return f"must be at most {self.max:g}, got {value!r}"
-        if self.choices is not None and value not in self.choices:
-            return f"must be one of {self.choices}, got {value!r}"
         return None
 
 
@@ -100,6 +107,11 @@ class PipelineSpec(_Strict):
     parameters: dict[Identifier, Parameter] = Field(default_factory=dict)
     steps: dict[Identifier, Step] = Field(min_length=1, max_length=MAX_STEPS)
 
+    @model_validator(mode="after")
+    def _is_json(self) -> PipelineSpec:
+        json.dumps(self.to_json(), allow_nan=False)  # its ValueError is the message
+        return self
+
     def to_json(self) -> dict[str, Any]:
         """The spec as it is stored and sent."""
         return self.model_dump(mode="json", by_alias=True)
@@ -130,6 +142,7 @@ class PipelineSpec(_Strict):
             problem = parameter.problem_with(value)
             if problem:
                 problems.append(f"parameters.{name}: {problem}")
+                continue
             values[name] = float(value) if parameter.type == "float" and isinstance(value, int) else value
         if problems:
             raise InvalidPipeline("\n".join(problems))

@@ -41,7 +41,8 @@ class Transition:
     step_runs: list[StepRun] = field(default_factory=list)
     attempts: list[Attempt] = field(default_factory=list)
     run: RunChange | None = None
-    fenced: bool = False
+    #: Why it was not written, if it was not: set by the writer.
+    problem: Exception | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -64,14 +65,27 @@ class TransitionWriter:
             Unavailable: Postgres stayed away for longer than ``COMMIT_PATIENCE_S``.
         """
         await self._group.submit(transition)
-        if transition.fenced:
-            raise Fenced(f"run {transition.run_id}: epoch {transition.epoch} is over")
+        if transition.problem is not None:
+            raise transition.problem
 
     async def close(self) -> None:
         """Commits what is queued."""
         await self._group.close()
 
     async def _commit(self, group: Sequence[Transition]) -> None:
+        """Commits the group; if it is refused, commits its items one by one, so that each answers for itself."""
+        try:
+            await self._commit_together(group)
+        except Unavailable:
+            raise
+        except Exception as error:  # data that Postgres does not take, for instance
+            if len(group) == 1:
+                group[0].problem = error
+                return
+            for item in group:
+                await self._commit([item])
+
+    async def _commit_together(self, group: Sequence[Transition]) -> None:
         retries = AsyncRetrying(
             retry=retry_if_exception_type(CONNECTION_ERRORS),
             wait=wait_random_exponential(multiplier=0.1, max=2),
@@ -90,8 +104,9 @@ class TransitionWriter:
 async def _write_group(connection: AsyncConnection, group: Sequence[Transition]) -> None:
     owned = await _owned(connection, {(item.run_id, item.epoch) for item in group})
     for item in group:
-        item.fenced = (item.run_id, item.epoch) not in owned
-    valid = [item for item in group if not item.fenced]
+        is_owned = (item.run_id, item.epoch) in owned
+        item.problem = None if is_owned else Fenced(f"run {item.run_id}: epoch {item.epoch} is over")
+    valid = [item for item in group if item.problem is None]
     # A later row of the same node replaces an earlier one of the group.
     steps = {(item.run_id, row.node): _step_values(item.run_id, row) for item in valid for row in item.step_runs}
     attempts = {

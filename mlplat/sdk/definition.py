@@ -41,6 +41,10 @@ class Placeholder:
     def __bool__(self) -> bool:
         raise InvalidPipeline(f"{self.expression} has no value while the pipeline is defined, so it cannot be tested")
 
+    def __str__(self) -> str:
+        """In an f-string, the expression as it stands in a definition."""
+        return self.template
+
     @property
     def template(self) -> str:
         """The expression as it stands in a definition."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -14,6 +15,8 @@ from lark.exceptions import UnexpectedInput, VisitError
 from mlplat.errors import InvalidInput
 
 MAX_FILTER_LENGTH = 20_000
+#: SQL of deeper trees exhausts Python's stack.
+MAX_DEPTH = 30
 
 
 class Entity(StrEnum):
@@ -203,6 +206,8 @@ def _checked(comparison: Comparison) -> Comparison:
     allowed = NUMERIC_COMPARATORS if field.is_numeric else STRING_COMPARATORS
     if comparator not in allowed:
         raise InvalidInput(f"Invalid comparator {comparator!r} for {field.entity} {field.key!r}.")
+    if isinstance(value, float) and math.isinf(value):
+        raise InvalidInput(f"Number too large for {field.entity} {field.key!r}.")
     if field.is_numeric and not isinstance(value, float):
         raise InvalidInput(f"Expected a number for {field.entity} {field.key!r}, found {value!r}.")
     if not field.is_numeric and isinstance(value, float):
@@ -229,16 +234,29 @@ def parse_filter(text: str) -> Predicate:
         raise InvalidInput(f"Invalid filter string: longer than {MAX_FILTER_LENGTH} characters.")
     try:
         tree: Predicate = _ToTree().transform(_parser().parse(text))
+        depth = _depth(tree)
     except UnexpectedInput as error:
         where = error.get_context(text).rstrip() if (error.pos_in_stream or 0) >= 0 else "at its end"
         raise InvalidInput(f"Invalid filter string, not understood here:\n{where}") from error
     except VisitError as error:
         if isinstance(error.orig_exc, InvalidInput):
             raise error.orig_exc from error
-        raise
+        raise InvalidInput("Invalid filter string: nested too deeply.") from error
     except RecursionError as error:
         raise InvalidInput("Invalid filter string: nested too deeply.") from error
+    if depth > MAX_DEPTH:
+        raise InvalidInput(f"Invalid filter string: nested more than {MAX_DEPTH} deep.")
     return tree
+
+
+def _depth(predicate: Predicate) -> int:
+    match predicate:
+        case Comparison():
+            return 1
+        case Not(operand):
+            return 1 + _depth(operand)
+        case AllOf(operands) | AnyOf(operands):
+            return 1 + max(map(_depth, operands), default=0)
 
 
 def parse_order(text: str) -> OrderBy:

@@ -19,6 +19,7 @@ from mlplat.pipelines.model import WHOLE_STEP, Attempt, AttemptState, State, Ste
 from mlplat.pipelines.spec import PipelineSpec
 from mlplat.pipelines.store import PipelineStore
 from mlplat.pipelines.transitions import RunChange, Transition, TransitionWriter
+from tests.contract.waiting import until
 
 NOW = datetime(2025, 1, 2, 3, 4, 5, 678_901, tzinfo=UTC)
 
@@ -286,6 +287,35 @@ async def test_both_owners_of_one_run_in_one_group_are_told_apart(
     assert isinstance(answers[1], Fenced)
     [row] = [row for row in (await store.get_snapshot(run_id)).step_runs if row.step == "train"]
     assert (row.state, row.attempt) == (State.RUNNING, 1)
+
+
+async def _waiting_for_locks(engine: AsyncEngine) -> int:
+    query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    async with engine.connect() as connection:
+        return int((await connection.execute(text(query))).scalar_one())
+
+
+async def test_giving_a_run_away_waits_for_a_transition_that_is_being_written(
+    store: PipelineStore, leader: Lease, writer: TransitionWriter, engine: AsyncEngine
+) -> None:
+    run_id, epoch = await _run(store, leader)
+
+    async def waiters(count: int) -> bool:
+        return await _waiting_for_locks(engine) == count
+
+    async with engine.connect() as connection, connection.begin():
+        await connection.execute(text("SELECT 1 FROM step_run WHERE step = 'train' FOR UPDATE"))
+        writing = asyncio.create_task(
+            writer.write(Transition(run_id, epoch, [StepRun("train", WHOLE_STEP, State.RUNNING, attempt=1)]))
+        )
+        await until(lambda: waiters(1))  # its epoch is checked, its row is not written yet
+        assigning = asyncio.create_task(store.assign(leader, run_id, "another"))
+        await until(lambda: waiters(2))
+        assert not assigning.done()
+    await asyncio.wait_for(writing, 10)
+    assert await asyncio.wait_for(assigning, 10) == epoch + 1
+    found = await store.get_snapshot(run_id)
+    assert (found.run.executor, found.run.epoch) == ("another", epoch + 1)
 
 
 async def test_no_transition_of_an_old_epoch_lands_after_the_run_was_given_away(

@@ -52,7 +52,7 @@ async def test_a_peer_without_an_address_gets_403(stack: Stack) -> None:
 
     scope: dict[str, Any] = {
         "type": "http", "http_version": "1.1", "method": "GET", "scheme": "http", "path": "/health",
-        "raw_path": b"/health", "query_string": b"", "headers": [], "client": None, "server": ("mlplat", 80),
+        "raw_path": b"/health", "query_string": b"", "headers": [(b"host", b"localhost")], "client": None,
     }  # fmt: skip
     await stack.app(scope, receive, send)
     assert sent[0]["status"] == 403
