@@ -195,7 +195,7 @@ def test_a_name_that_looks_like_a_pattern_is_a_name(store: ArtifactStore, name: 
 
 def test_the_root_itself_is_no_file(store: ArtifactStore) -> None:
     store.write("a", [b"x"])
-    for path in ("", "."):
+    for path in ("", ".", "./", "./.", ".//"):
         with pytest.raises(InvalidInput):
             store.write(path, [b"x"])
         with pytest.raises(InvalidInput):

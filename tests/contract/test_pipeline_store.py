@@ -363,3 +363,49 @@ async def test_a_closed_writer_has_written_what_it_was_given(
     assert (await store.get_snapshot(run_id)).run.state is State.RUNNING
     with pytest.raises(Unavailable):
         await writer.write(Transition(run_id, epoch, run=RunChange(State.FAILED)))
+
+
+async def test_a_transition_that_postgres_refuses_fails_alone(
+    store: PipelineStore, leader: Lease, writer: TransitionWriter
+) -> None:
+    spec = _spec()
+    runs: dict[str, int] = {}
+    for key in ("good", "bad", "fine"):
+        run_id, _is_new = await store.add_run(leader, spec, {}, Submission(spec.to_json(), {}, key))
+        epoch = await store.assign(leader, run_id, "executor")
+        assert epoch is not None
+        runs[run_id] = epoch
+    good, bad, fine = runs
+
+    def transition(run_id: str, error: str | None) -> Transition:
+        return Transition(run_id, runs[run_id], [StepRun("train", WHOLE_STEP, State.FAILED, error=error)])
+
+    results = await asyncio.gather(
+        writer.write(transition(good, "plain")),
+        writer.write(transition(bad, "with a NUL \x00")),
+        writer.write(transition(fine, None)),
+        return_exceptions=True,
+    )
+    assert [type(result) for result in (results[0], results[2])] == [type(None), type(None)]
+    assert isinstance(results[1], Exception)
+    states = {
+        run_id: {row.step: row.state for row in (await store.get_snapshot(run_id)).step_runs}["train"]
+        for run_id in runs
+    }
+    assert states == {good: State.FAILED, bad: State.PENDING, fine: State.FAILED}
+
+
+async def test_an_output_keeps_its_keys_in_order_and_its_numbers(
+    store: PipelineStore, leader: Lease, writer: TransitionWriter
+) -> None:
+    spec = _spec()
+    run_id, _is_new = await store.add_run(leader, spec, {}, Submission(spec.to_json(), {}, "order"))
+    epoch = await store.assign(leader, run_id, "executor")
+    assert epoch is not None
+    value = {"bb": 1, "a": 1e23, "c": 1e16, "aa": 1.0}
+    row = StepRun("train", WHOLE_STEP, State.SUCCEEDED, output={"kind": "json", "value": value})
+    await writer.write(Transition(run_id, epoch, [row]))
+    stored = next(step for step in (await store.get_snapshot(run_id)).step_runs if step.step == "train")
+    assert stored.output is not None
+    assert list(stored.output["value"].items()) == list(value.items())
+    assert [type(number) for number in stored.output["value"].values()] == [int, float, float, float]
