@@ -100,8 +100,20 @@ class StepFunction(Generic[P, R]):
         builder = _building.get()
         if builder is None:
             return self.function(*args, **kwargs)
-        bound = inspect.signature(self.function).bind(*args, **kwargs)
-        return cast("R", builder.add(self, bound.arguments, None))
+        return cast("R", builder.add(self, self._named(args, kwargs), None))
+
+    def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments by name, which is how a definition holds them."""
+        signature = inspect.signature(self.function)
+        named = dict(signature.bind(*args, **kwargs).arguments)
+        for parameter in signature.parameters.values():
+            if parameter.kind is parameter.VAR_POSITIONAL and parameter.name in named:
+                raise InvalidPipeline(
+                    f"step {self.name!r}: pass *{parameter.name} by name; a definition has names only"
+                )
+            if parameter.kind is parameter.VAR_KEYWORD:
+                named |= named.pop(parameter.name, {})
+        return named
 
     def map(self, items: Any, **arguments: Any) -> Any:
         """Adds the step once per element of ``items``; its first parameter takes the element.

@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import make_url
 from sqlalchemy.dialects.postgresql import psycopg
 
+from mlplat import pipeline, step
 from mlplat.artifacts.model import safe_path
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.errors import InvalidInput, InvalidPipeline
@@ -135,3 +136,37 @@ def test_a_bad_metric_key_is_refused(keys: pa.Array) -> None:
     columns = {"experiment_id": [1], "run_id": ["r"], "key": keys, "step": [0], "timestamp": [1], "value": [0.5]}
     with pytest.raises(InvalidInput):
         decode(encode(pa.table(columns)))
+
+
+def _stored(_body: bytes) -> str:
+    return "0" * 64
+
+
+def test_keyword_arguments_keep_their_names_and_positional_ones_need_some() -> None:
+    @step
+    def gather(*values: int, **options: int) -> int:
+        return len(values) + len(options)
+
+    @pipeline
+    def named(count: int) -> None:
+        gather(first=count, second=2)
+
+    @pipeline
+    def unnamed(count: int) -> None:
+        gather(count, 2)
+
+    assert named.build(_stored).steps["gather"].with_ == {"first": "${{ params.count }}", "second": 2}
+    with pytest.raises(InvalidPipeline, match="names only"):
+        unnamed.build(_stored)
+
+
+def test_a_placeholder_in_an_f_string_stays_an_expression() -> None:
+    @step
+    def name(text: str) -> str:
+        return text
+
+    @pipeline
+    def named(seed: int) -> None:
+        name(f"run-{seed}")
+
+    assert named.build(_stored).steps["name"].with_ == {"text": "run-${{ params.seed }}"}
