@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from mlplat.artifacts.model import ArtifactInfo, safe_path
 from mlplat.errors import InvalidInput, NotFound
 
 CHUNK_BYTES = 1024 * 1024
+SINGLE_PUT_BYTES = 8 * 1024 * 1024
 _BLOBS = ".blobs"
 _UPLOADS = ".uploads"
 _RESERVED = (_BLOBS, _UPLOADS)
@@ -81,8 +83,12 @@ class ArtifactStore:
     def delete(self, path: str) -> None:
         """Removes a file or a folder with all in it; nothing there is fine."""
         full = self._file_path(path)
-        if self._fs.exists(full):
-            self._fs.rm(full, recursive=True)
+        if self._local:
+            target = Path(full)
+            shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+            return
+        for key in self._fs.find(full):  # fsspec's rm would take the path for a pattern
+            self._fs.rm_file(key)
 
     def put_blob(self, body: bytes) -> str:
         """Stores bytes under their SHA-256 and returns it, in hex; storing them again costs one look."""
@@ -140,10 +146,30 @@ class ArtifactStore:
     def _write(self, full: str, chunks: Iterable[bytes]) -> int:
         if self._local:
             return self._write_local(Path(full), chunks)
-        size = 0
-        with self._fs.open(full, "wb") as target:  # an object appears when its upload is complete
+        return self._write_object(full, iter(chunks))
+
+    def _write_object(self, full: str, chunks: Iterator[bytes]) -> int:
+        """One PUT for what is small, a multipart upload for the rest: either appears when it is complete."""
+        first, size = [], 0
+        for chunk in chunks:
+            first.append(chunk)
+            size += len(chunk)
+            if size > SINGLE_PUT_BYTES:
+                break
+        else:
+            self._fs.pipe_file(full, b"".join(first))
+            return size
+        target = self._fs.open(full, "wb", autocommit=False)
+        try:
+            for chunk in first:
+                target.write(chunk)
             for chunk in chunks:
                 size += target.write(chunk)
+            target.close()
+        except BaseException:
+            target.discard()
+            raise
+        target.commit()
         return size
 
     def _write_local(self, target: Path, chunks: Iterable[bytes]) -> int:

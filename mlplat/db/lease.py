@@ -159,10 +159,11 @@ class LeaseKeeper:
         while True:
             await asyncio.sleep(self._ttl_s / 3)
             try:
-                self._held = await renew(self._engine, self._held)
+                async with asyncio.timeout(max(0.0, self._held.deadline - time.monotonic())):
+                    self._held = await renew(self._engine, self._held)
             except CONNECTION_ERRORS:
                 if time.monotonic() > self._held.deadline:
                     break
-            except Exception:  # Fenced, or a defect: either way nobody renews from here on
+            except Exception:  # fenced, out of time, or a defect: nobody renews from here on
                 break
         self.lost.set()

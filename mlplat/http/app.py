@@ -41,16 +41,21 @@ class LocalOnly:
 def _refusal(client: tuple[str, int] | None, headers: Headers) -> str | None:
     if client is None or not _is_loopback(client[0]):
         return "this platform serves its own machine only"
-    if not _is_local_name(urlsplit(f"//{headers.get('host', '')}").hostname):
+    if not _is_local_name(f"//{headers.get('host', '')}"):
         return f"this platform is not {headers.get('host', '')!r}; use 127.0.0.1 or localhost"
     origin = headers.get("origin")
-    if origin is not None and not _is_local_name(urlsplit(origin).hostname):
+    if origin is not None and not _is_local_name(origin):
         return f"pages of {origin} may not call this platform"
     return None
 
 
-def _is_local_name(host: str | None) -> bool:
-    return host is not None and (host == "localhost" or _is_loopback(host))
+def _is_local_name(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    host = parts.hostname
+    return host is not None and "@" not in parts.netloc and (host == "localhost" or _is_loopback(host))
 
 
 def _is_loopback(host: str) -> bool:

@@ -48,6 +48,8 @@ async def decode_request(request: Request, kind: type[S]) -> S:
         if b"\\u0000" in body:
             raise InvalidInput("Invalid value: text may not contain NUL characters (\\u0000).")
         return msgspec.json.decode(body or b"{}", type=kind, strict=False)
+    except RecursionError as error:
+        raise InvalidInput("The request body is nested too deeply.") from error
     except msgspec.ValidationError as error:
         raise InvalidInput(f"Invalid value: {error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -7,6 +7,7 @@ import logging
 import msgspec
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -40,6 +41,10 @@ def install_error_handlers(app: FastAPI) -> None:
     async def body_error(_request: Request, error: Exception) -> Response:
         return error_response(InvalidInput(f"Invalid request: {error}"))
 
+    async def refused_data(_request: Request, error: Exception) -> Response:
+        assert isinstance(error, DataError)
+        return error_response(InvalidInput(f"Invalid value: {str(error.orig).splitlines()[0]}"))
+
     async def away(_request: Request, error: Exception) -> Response:
         return error_response(Unavailable("Postgres is away; retry"))
 
@@ -57,6 +62,7 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(PlatformError, platform_error)
     app.add_exception_handler(RequestValidationError, validation_error)
     app.add_exception_handler(msgspec.DecodeError, body_error)
+    app.add_exception_handler(DataError, refused_data)
     for kind in CONNECTION_ERRORS:
         app.add_exception_handler(kind, away)
     app.add_exception_handler(HTTPException, http_error)

@@ -6,6 +6,7 @@ retries and replays may have stored an exact repeat twice.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -79,17 +80,22 @@ def latest(experiment_ids: Sequence[int], run_ids: Sequence[str]) -> Statement:
     )
 
 
+_POSITION = "timestamp, step, isNaN(value), if(isNaN(value), 0, value)"
+
+
 def history(run_id: str, key: str, limit: int, after: tuple[int, int, float] | None = None) -> Statement:
     """Rows ``(timestamp, step, value)`` in that order; ``after`` is the last row of the page before."""
     condition, parameters = "", {"run_id": run_id, "key": key, "limit": limit}
     if after is not None:
-        condition = "AND (timestamp, step, value) > ({a0:Int64}, {a1:Int64}, {a2:Float64})"
-        parameters |= {"a0": after[0], "a1": after[1], "a2": after[2]}
+        # NaN compares with nothing, so it is spelled out, and comes after every number.
+        condition = f"AND ({_POSITION}) > ({{a0:Int64}}, {{a1:Int64}}, {{a2:UInt8}}, {{a3:Float64}})"
+        is_nan = math.isnan(after[2])
+        parameters |= {"a0": after[0], "a1": after[1], "a2": int(is_nan), "a3": 0.0 if is_nan else after[2]}
     return Statement(
         f"""
         SELECT timestamp, step, value FROM metric_points FINAL
         WHERE run_id = {{run_id:String}} AND key = {{key:String}} {condition}
-        ORDER BY timestamp, step, value LIMIT {{limit:UInt64}}
+        ORDER BY {_POSITION} LIMIT {{limit:UInt64}}
         """,  # noqa: S608 - `condition` is one of two literals
         parameters,
     )

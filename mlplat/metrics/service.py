@@ -163,7 +163,11 @@ class MetricService:
             # Unknown for good: start over from what the log says.
             self._lease.lost.set()
             raise Unavailable("Postgres is away; retry") from error
-        if last < group.seq:
+        written = await self._log.read_after(group.seq - 1, 1)
+        if last < group.seq or not written or written[0].body != group.body:
+            # Not there, or somebody else's: nothing of this group is acknowledged.
+            if last >= group.seq:
+                self._lease.lost.set()
             raise Unavailable("Postgres is away; retry") from error
 
     async def _flush_forever(self) -> None:

@@ -18,7 +18,7 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait
 from mlplat.db.engine import CONNECTION_ERRORS, is_serialization_failure
 from mlplat.db.lease import LeaseKeeper
 from mlplat.db.tables import registry_event
-from mlplat.errors import Fenced, Overloaded, Unavailable
+from mlplat.errors import Fenced, InvalidInput, Overloaded, Unavailable
 from mlplat.registry.commands import apply
 from mlplat.registry.model import Command
 
@@ -87,10 +87,12 @@ class RegistryService:
             connection = await plain.execution_options(isolation_level="SERIALIZABLE")
             async with connection.begin():
                 await held.check(connection)
-                earlier = select(registry_event.c.answer).where(registry_event.c.request_id == request_id)
-                known = (await connection.execute(earlier)).scalar()
+                earlier = select(registry_event.c.kind, registry_event.c.command, registry_event.c.answer)
+                known = (await connection.execute(earlier.where(registry_event.c.request_id == request_id))).first()
                 if known is not None:
-                    return dict(known)
+                    if (known.kind, known.command) != (type(command).__name__, asdict(command)):
+                        raise InvalidInput(f"the idempotency key {request_id!r} was used for another request")
+                    return dict(known.answer)
                 answer = await apply(connection, command)
                 await connection.execute(
                     insert(registry_event).values(

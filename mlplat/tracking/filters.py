@@ -29,7 +29,7 @@ from sqlalchemy import (
     true,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
-from sqlalchemy.types import DOUBLE_PRECISION, Text
+from sqlalchemy.types import DOUBLE_PRECISION, BigInteger, Text
 
 from mlplat.db.tables import run, run_param, run_tag
 from mlplat.tracking.model import ViewType, from_ms
@@ -48,7 +48,8 @@ _ATTRIBUTE_COLUMNS: dict[str, ColumnElement[Any]] = {
 
 def visible(experiment_ids: Sequence[int], view: ViewType) -> ColumnElement[bool]:
     """Runs of the experiments that the view shows."""
-    inside = run.c.experiment_id.in_(experiment_ids)
+    # One array parameter: a list would be one parameter per id, and Postgres takes 65,535.
+    inside = run.c.experiment_id == func.any(literal(list(experiment_ids), ARRAY(BigInteger)))
     return inside if view is ViewType.ALL else and_(inside, run.c.deleted == (view is ViewType.DELETED_ONLY))
 
 

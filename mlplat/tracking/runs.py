@@ -109,7 +109,7 @@ class RunStore:
             InvalidInput: it is deleted.
         """
         async with self._engine.connect() as connection:
-            return await _require_active(connection, run_id)
+            return await _require_active(connection, run_id, for_write=False)
 
     async def update(self, run_id: str, status: RunStatus | None, ended_at: datetime | None, name: str | None) -> Run:
         """Changes what is not None."""
@@ -208,9 +208,10 @@ async def load_runs(connection: AsyncConnection, run_ids: Sequence[str]) -> list
     return [by_id[run_id] for run_id in run_ids if run_id in by_id]
 
 
-async def _require_active(connection: AsyncConnection, run_id: str) -> RunRef:
+async def _require_active(connection: AsyncConnection, run_id: str, *, for_write: bool = True) -> RunRef:
     query = select(run.c.experiment_id, run.c.deleted).where(run.c.run_id == run_id)
-    row = (await connection.execute(query)).first()
+    # Writers of one run take turns, the run's row first: in any other order they could wait for one another.
+    row = (await connection.execute(query.with_for_update() if for_write else query)).first()
     if row is None:
         raise NotFound(f"Run with id={run_id} not found")
     if row.deleted:

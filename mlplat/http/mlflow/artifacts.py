@@ -22,7 +22,7 @@ from mlplat.http.services import Services
 PREFIX = "/api/2.0/mlflow-artifacts/artifacts"
 AJAX_PREFIX = "/ajax-api/2.0/mlflow-artifacts/artifacts"
 MLFLOW_VERSION = "3.17.2"
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)\Z")
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})\Z", re.ASCII)
 #: Chunks of an upload that may wait for the disk.
 QUEUE_CHUNKS = 8
 
@@ -137,7 +137,7 @@ async def _download(services: Services, request: Request) -> Response:
     if wanted and (wanted[1] or wanted[2]):
         start = int(wanted[1]) if wanted[1] else max(0, size - int(wanted[2]))
         end = min(size, int(wanted[2]) + 1) if wanted[1] and wanted[2] else size
-        if start >= max(end, 1):
+        if start >= end:
             return Response(status_code=416, headers={"Content-Range": f"bytes */{size}"})
         status = 206
     name = posixpath.basename(path)

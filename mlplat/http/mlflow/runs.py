@@ -313,7 +313,7 @@ def _after(token: str | None) -> tuple[int, int, float] | None:
     try:
         timestamp, step, value = token.split(":")
         return int(timestamp), int(step), float.fromhex(value)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise InvalidInput(f"Invalid page token: {token[:100]!r}") from error
 
 

@@ -17,6 +17,8 @@ from mlplat.pipelines.expressions import OutputRef
 from mlplat.pipelines.model import WHOLE_STEP, PipelineRun, RunSnapshot, State, StepRun, Submission
 from mlplat.pipelines.outputs import open_for_expressions
 
+MAX_OFFSET = 1_000_000_000
+
 
 class SubmitRequest(BaseModel):
     """A pipeline definition and the values of its parameters."""
@@ -99,7 +101,7 @@ def router(services: Services) -> APIRouter:
 
     @api.get("")
     async def list_runs(
-        limit: Annotated[int, Query(ge=1, le=1000)] = 50, offset: Annotated[int, Query(ge=0)] = 0
+        limit: Annotated[int, Query(ge=1, le=1000)] = 50, offset: Annotated[int, Query(ge=0, le=MAX_OFFSET)] = 0
     ) -> list[RunSummary]:
         """Runs, newest first."""
         return [RunSummary(**_summary(run)) for run in await services.pipelines.find_runs(limit, offset)]
