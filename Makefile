@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ONLY ?=
+ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check bench down lock
@@ -20,8 +21,13 @@ demo: .venv/installed ## Start the platform, train and register a model in a pip
 down: .venv/installed ## Stop the platform; its data stays
 	$(BIN)/mlplat down
 
-test: .venv/installed check ## Run the checks and all tests
-	$(BIN)/python -m pytest
+test: .venv/installed ## Run the checks and all tests, side by side (some tests: make test ARGS=tests/unit)
+	@mkdir -p build
+	@$(MAKE) --no-print-directory check > build/check.log 2>&1 & checks=$$!; \
+	$(BIN)/python -m pytest $(ARGS); tested=$$?; \
+	wait $$checks; checked=$$?; \
+	if [ $$checked -ne 0 ]; then cat build/check.log; fi; \
+	exit $$((tested || checked))
 
 check: .venv/installed ## Lint, type-check and check the layers
 	$(BIN)/ruff check --no-cache .
