@@ -15,12 +15,11 @@ from mlplat.metrics.model import Point
 from mlplat.sdk.client import Client, client_for, default_url
 from mlplat.sdk.context import current_step
 from mlplat.sdk.metrics import PointBuffer, best_sender
+from mlplat.tracking.model import ATTEMPT_TAG, PARENT_RUN_TAG
 
 API = "/api/2.0/mlflow"
 ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
 DEFAULT_EXPERIMENT = "Default"
-ATTEMPT_TAG = "mlplat.attempt"
-PARENT_RUN_TAG = "mlflow.parentRunId"
 MAX_PARAMS = 100
 
 
