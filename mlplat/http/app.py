@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mlplat.errors import PermissionDenied
 from mlplat.http.errors import error_response, install_error_handlers
-from mlplat.http.mlflow import artifacts, experiments, registry, runs
+from mlplat.http.mlflow import artifacts, experiments, log_data, metric_history, registry, runs
 from mlplat.http.mlflow.endpoint import install
 from mlplat.http.routes import pipelines, platform
 from mlplat.http.services import Services
@@ -73,7 +73,13 @@ def create_app(services: Services, version: str) -> FastAPI:
         title="mlplat", version=version, description="Tracking, registry, pipelines and artifacts.", redoc_url=None
     )
     install_error_handlers(app)
-    for endpoints in (experiments.ENDPOINTS, runs.ENDPOINTS, registry.ENDPOINTS):
+    for endpoints in (
+        experiments.ENDPOINTS,
+        runs.ENDPOINTS,
+        log_data.ENDPOINTS,
+        metric_history.ENDPOINTS,
+        registry.ENDPOINTS,
+    ):
         install(app, services, endpoints)
     artifacts.install(app, services)
     app.include_router(pipelines.router(services))

@@ -1,10 +1,9 @@
-"""MLflow's run, metric and artifact-listing endpoints."""
+"""MLflow's run and artifact-listing endpoints."""
 
 from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Sequence
 
 import msgspec
 
@@ -16,43 +15,24 @@ from mlplat.http.mlflow.endpoint import (
     check_limit,
     page_offset,
     paged,
-    parse_double,
     request_id,
     require,
     wire_double,
 )
 from mlplat.http.mlflow.experiments import Tag, view_type
 from mlplat.http.services import Services
-from mlplat.metrics import queries
-from mlplat.metrics.model import Point, encode, points_table
 from mlplat.tracking.model import (
-    MAX_BATCH_METRICS,
-    MAX_BATCH_PARAMS,
-    MAX_BATCH_TAGS,
-    MAX_BATCH_TOTAL,
     Run,
     RunStatus,
-    check_key,
     from_ms,
     parse_experiment_id,
     to_ms,
-    unique_params,
 )
 from mlplat.tracking.run_search import FoundRun, search_runs, with_metrics
 
 MAX_PAGE = 50_000
 #: A run's id follows from its request, so that a repeated request finds the run it made.
 RUN_ID_SPACE = uuid.UUID("6d6c706c-6174-4a72-8a75-6e2d69642d31")
-MAX_HISTORY = 1_000_000
-
-
-class Metric(msgspec.Struct):
-    """One point on the wire. Required fields are checked by hand, to answer as MLflow does."""
-
-    key: str = ""
-    value: float | str | None = None
-    timestamp: int | None = None
-    step: int = 0
 
 
 class Create(msgspec.Struct):
@@ -80,30 +60,6 @@ class Update(ById):
     run_name: str | None = None
 
 
-class LogMetric(ById):
-    """runs/log-metric"""
-
-    key: str = ""
-    value: float | str | None = None
-    timestamp: int | None = None
-    step: int = 0
-
-
-class LogPair(ById):
-    """runs/log-parameter, set-tag and delete-tag"""
-
-    key: str = ""
-    value: str = ""
-
-
-class LogBatch(ById):
-    """runs/log-batch"""
-
-    metrics: list[Metric] = []
-    params: list[Tag] = []
-    tags: list[Tag] = []
-
-
 class Search(msgspec.Struct):
     """runs/search"""
 
@@ -112,14 +68,6 @@ class Search(msgspec.Struct):
     run_view_type: str | int | None = None
     max_results: int = 1000
     order_by: list[str] = []
-    page_token: str | None = None
-
-
-class History(ById):
-    """metrics/get-history"""
-
-    metric_key: str = ""
-    max_results: int = MAX_HISTORY
     page_token: str | None = None
 
 
@@ -135,7 +83,12 @@ class ListArtifacts(ById):
     path: str = ""
 
 
-def _id(request: ById) -> str:
+def run_id_of(request: ById) -> str:
+    """The run that a request names.
+
+    Raises:
+        InvalidInput: it names none.
+    """
     return require("run_id", request.run_id or request.run_uuid)
 
 
@@ -184,7 +137,7 @@ async def create(services: Services, request: Create) -> Answer:
 
 async def get(services: Services, request: ById) -> Answer:
     """GET runs/get"""
-    run = await services.runs.get(_id(request))
+    run = await services.runs.get(run_id_of(request))
     return {"run": wire_run((await with_metrics(services.metrics, [run]))[0])}
 
 
@@ -193,87 +146,19 @@ async def update(services: Services, request: Update) -> Answer:
     # MLflow ignores a status it does not know.
     status = RunStatus(request.status) if request.status in set(RunStatus) else None
     ended_at = from_ms(request.end_time) if request.end_time is not None else None
-    run = await services.runs.update(_id(request), status, ended_at, request.run_name)
+    run = await services.runs.update(run_id_of(request), status, ended_at, request.run_name)
     return {"run_info": wire_info(run)}
 
 
 async def delete(services: Services, request: ById) -> Answer:
     """POST runs/delete"""
-    await services.runs.set_deleted(_id(request), True)
+    await services.runs.set_deleted(run_id_of(request), True)
     return {}
 
 
 async def restore(services: Services, request: ById) -> Answer:
     """POST runs/restore"""
-    await services.runs.set_deleted(_id(request), False)
-    return {}
-
-
-def _points(metrics: Sequence[Metric | LogMetric]) -> list[Point]:
-    points = []
-    for metric in metrics:
-        check_key("metric", metric.key)
-        value = parse_double("value", metric.value)
-        if metric.timestamp is None:
-            raise InvalidInput("Missing value for required parameter 'timestamp'.")
-        from_ms(metric.timestamp)
-        if not -(2**63) <= metric.step < 2**63:
-            raise InvalidInput(f"Invalid value {metric.step} for parameter 'step' supplied: out of range.")
-        points.append(Point(metric.key, value, metric.timestamp, metric.step))
-    return points
-
-
-async def _append(services: Services, experiment_id: int, run_id: str, points: list[Point]) -> None:
-    if points:
-        await services.metrics.append(encode(points_table(experiment_id, run_id, points)))
-
-
-async def log_metric(services: Services, request: LogMetric) -> Answer:
-    """POST runs/log-metric"""
-    run_id = _id(request)
-    points = _points([request])
-    ref = await services.runs.require_active(run_id)
-    await _append(services, ref.experiment_id, run_id, points)
-    return {}
-
-
-async def log_parameter(services: Services, request: LogPair) -> Answer:
-    """POST runs/log-parameter"""
-    await services.runs.log(_id(request), unique_params([(request.key, request.value)]), {})
-    return {}
-
-
-async def set_tag(services: Services, request: LogPair) -> Answer:
-    """POST runs/set-tag"""
-    check_key("tag", request.key)
-    await services.runs.log(_id(request), {}, {request.key: request.value})
-    return {}
-
-
-async def delete_tag(services: Services, request: LogPair) -> Answer:
-    """POST runs/delete-tag"""
-    await services.runs.delete_tag(_id(request), require("key", request.key))
-    return {}
-
-
-async def log_batch(services: Services, request: LogBatch) -> Answer:
-    """POST runs/log-batch"""
-    run_id = _id(request)
-    counts = (len(request.metrics), len(request.params), len(request.tags))
-    for what, count, limit in zip(
-        ("metrics", "params", "tags", "metrics, params and tags"),
-        (*counts, sum(counts)),
-        (MAX_BATCH_METRICS, MAX_BATCH_PARAMS, MAX_BATCH_TAGS, MAX_BATCH_TOTAL),
-        strict=True,
-    ):
-        if count > limit:
-            raise InvalidInput(f"A batch logging request can contain at most {limit} {what}. Got {count}.")
-    points = _points(request.metrics)
-    params = unique_params([(param.key, param.value) for param in request.params])
-    for tag in request.tags:
-        check_key("tag", tag.key)
-    ref = await services.runs.log(run_id, params, {tag.key: tag.value for tag in request.tags})
-    await _append(services, ref.experiment_id, run_id, points)
+    await services.runs.set_deleted(run_id_of(request), False)
     return {}
 
 
@@ -287,39 +172,9 @@ async def search(services: Services, request: Search) -> Answer:
     return paged("runs", [wire_run(run) for run in found], limit, offset)
 
 
-async def get_history(services: Services, request: History) -> Answer:
-    """GET metrics/get-history"""
-    run_id = _id(request)
-    key = require("metric_key", request.metric_key)
-    limit = check_limit(request.max_results, MAX_HISTORY)
-    await services.runs.get(run_id)
-    table = await services.metrics.query(queries.history(run_id, key, limit + 1, _after(request.page_token)))
-    rows = table.to_pylist()
-    answer: Answer = {}
-    if rows:
-        answer["metrics"] = [
-            {"key": key, "value": wire_double(row["value"]), "timestamp": row["timestamp"], "step": row["step"]}
-            for row in rows[:limit]
-        ]
-    if len(rows) > limit:
-        last = rows[limit - 1]
-        answer["next_page_token"] = f"{last['timestamp']}:{last['step']}:{float(last['value']).hex()}"
-    return answer
-
-
-def _after(token: str | None) -> tuple[int, int, float] | None:
-    if not token:
-        return None
-    try:
-        timestamp, step, value = token.split(":")
-        return int(timestamp), int(step), float.fromhex(value)
-    except (ValueError, OverflowError) as error:
-        raise InvalidInput(f"Invalid page token: {token[:100]!r}") from error
-
-
 async def list_artifacts(services: Services, request: ListArtifacts) -> Answer:
     """GET artifacts/list"""
-    run = await services.runs.get(_id(request))
+    run = await services.runs.get(run_id_of(request))
     path = safe_path(request.path)
     answer: Answer = {"root_uri": run.artifact_uri}
     root = artifact_root(run.artifact_uri)
@@ -359,13 +214,7 @@ ENDPOINTS = (
     Endpoint(("POST",), "runs/update", Update, update),
     Endpoint(("POST",), "runs/delete", ById, delete),
     Endpoint(("POST",), "runs/restore", ById, restore),
-    Endpoint(("POST",), "runs/log-metric", LogMetric, log_metric),
-    Endpoint(("POST",), "runs/log-parameter", LogPair, log_parameter),
-    Endpoint(("POST",), "runs/set-tag", LogPair, set_tag),
-    Endpoint(("POST",), "runs/delete-tag", LogPair, delete_tag),
-    Endpoint(("POST",), "runs/log-batch", LogBatch, log_batch),
     Endpoint(("POST",), "runs/search", Search, search),
-    Endpoint(("GET",), "metrics/get-history", History, get_history),
     Endpoint(("GET",), "artifacts/list", ListArtifacts, list_artifacts),
     Endpoint(("POST",), "logged-models/search", SearchLoggedModels, search_logged_models),
 )
