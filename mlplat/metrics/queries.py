@@ -56,10 +56,14 @@ CREATE_TABLES = (
 
 @dataclass(frozen=True)
 class Statement:
-    """SQL with ``{name:Type}`` placeholders and their values."""
+    """SQL with ``{name:Type}`` placeholders and their values.
+
+    ``run_ids``: the only runs whose points it reads, so that it need not wait for those of others; None: any.
+    """
 
     sql: str
     parameters: dict[str, object] = field(default_factory=dict)
+    run_ids: tuple[str, ...] | None = None
 
 
 def latest(experiment_ids: Sequence[int], run_ids: Sequence[str]) -> Statement:
@@ -77,6 +81,7 @@ def latest(experiment_ids: Sequence[int], run_ids: Sequence[str]) -> Statement:
         ORDER BY run_id, key
         """,
         {"experiment_ids": list(experiment_ids), "run_ids": list(run_ids)},
+        tuple(run_ids),
     )
 
 
@@ -98,6 +103,7 @@ def history(run_id: str, key: str, limit: int, after: tuple[int, int, float] | N
         ORDER BY {_POSITION} LIMIT {{limit:UInt64}}
         """,  # noqa: S608 - `condition` is one of two literals
         parameters,
+        (run_id,),
     )
 
 

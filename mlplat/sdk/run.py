@@ -32,7 +32,7 @@ class Run:
         self.experiment_id = experiment_id
         self.name = name
         self.artifact_uri = artifact_uri
-        self._points = PointBuffer(experiment_id, run_id, best_sender(client))
+        self._points = PointBuffer(run_id, best_sender(client))
         self._next_step = 0
         self._finished = False
 

@@ -61,7 +61,7 @@ def run(platform: Platform) -> Iterator[Result]:
 def _log_rows_per_second(platform: Platform) -> float:
     """Durable one-row commits a second on one connection, each row a batch as the log keeps it."""
     points = [Point(f"m{i % 20}", i * 0.5, 1, i) for i in range(POINTS)]
-    body = encode(points_table(1, "0" * 32, points), "zstd")
+    body = encode(points_table("0" * 32, points), "zstd")
     engine = open_sync_engine(platform.config.postgres_url, "bench")
     with engine.connect() as connection:
         connection.execute(text("CREATE TEMP TABLE bench_log (seq bigserial PRIMARY KEY, body bytea)"))
