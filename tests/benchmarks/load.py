@@ -13,18 +13,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 from urllib.parse import urlsplit
 
 HEAD_LIMIT = 64 * 1024
+#: (method, path, JSON body or bytes or None)
+Request = tuple[str, str, object]
 
 
 @dataclass(frozen=True)
 class Load:
-    """What a load run measured: requests a second, and every request's latency in ms."""
+    """What a load run measured: requests a second, every request's latency in ms, and answers if asked for."""
 
     rate: float
     latencies_ms: list[float]
+    answers: list[Any]
 
 
 @dataclass(frozen=True)
@@ -33,28 +37,31 @@ class _Plan:
     port: int
     clients: int
     rate: float | None
+    keep_answers: bool
     requests: list[bytes]
 
 
-def run_load(url: str, requests: Sequence[tuple[str, str, object]], clients: int, rate: float | None = None) -> Load:
+def run_load(
+    url: str, requests: Sequence[Request], clients: int, rate: float | None = None, *, keep_answers: bool = False
+) -> Load:
     """Sends every request once, over ``clients`` connections; fails if one is refused.
 
     Args:
-        requests: (method, path, JSON body or bytes or None).
         rate: requests a second that are offered, whatever the answers do; latencies then count from the
             time at which a request was due. None: every client sends when it has its answer.
+        keep_answers: the JSON answers come back too, in the order of the requests.
     """
-    return start_load(url, requests, clients, rate)()
+    return start_load(url, requests, clients, rate, keep_answers=keep_answers)()
 
 
 def start_load(
-    url: str, requests: Sequence[tuple[str, str, object]], clients: int, rate: float | None = None
+    url: str, requests: Sequence[Request], clients: int, rate: float | None = None, *, keep_answers: bool = False
 ) -> Callable[[], Load]:
     """As ``run_load``, in the background: call what it returns to wait for the figures."""
     parts = urlsplit(url)
     assert parts.hostname is not None
     encoded = [_encode(parts.netloc, *request) for request in requests]
-    plan = _Plan(parts.hostname, parts.port or 80, clients, rate, encoded)
+    plan = _Plan(parts.hostname, parts.port or 80, clients, rate, keep_answers, encoded)
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.benchmarks.load"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -66,8 +73,7 @@ def start_load(
         assert process.stdout is not None
         answer = process.stdout.read()
         assert process.wait(60) == 0, "the load generator failed"
-        figures = json.loads(answer)
-        return Load(figures["rate"], figures["latencies_ms"])
+        return Load(**json.loads(answer))
 
     return finish
 
@@ -79,7 +85,7 @@ def _encode(host: str, method: str, path: str, body: object) -> bytes:
     return head.encode() + content
 
 
-async def _exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> None:
+async def _exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> bytes:
     writer.write(request)
     head = await reader.readuntil(b"\r\n\r\n")
     status = head[9:12]
@@ -94,27 +100,33 @@ async def _exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, 
         start = lowered.index(b"content-length:") + len(b"content-length:")
         body = await reader.readexactly(int(lowered[start : lowered.index(b"\r\n", start)]))
     assert status == b"200", f"{request[:120]!r} → {head!r}{body[:500]!r}"
+    return body
 
 
-async def _client(plan: _Plan, due: Iterator[tuple[float, bytes]], latencies: list[float]) -> None:
+async def _client(plan: _Plan, due: Iterator[tuple[int, float, bytes]], load: Load) -> None:
     reader, writer = await asyncio.open_connection(plan.host, plan.port, limit=HEAD_LIMIT)
-    for at, request in due:
+    for number, at, request in due:
         began = time.perf_counter()
         if at:
             await asyncio.sleep(max(0.0, at - began))
             began = at
-        await _exchange(reader, writer, request)
-        latencies.append((time.perf_counter() - began) * 1000)
+        answer = await _exchange(reader, writer, request)
+        load.latencies_ms.append((time.perf_counter() - began) * 1000)
+        if plan.keep_answers:
+            load.answers[number] = json.loads(answer)
     writer.close()
 
 
-async def _main(plan: _Plan) -> dict[str, object]:
-    latencies: list[float] = []
+async def _main(plan: _Plan) -> Load:
+    load = Load(0.0, [], [None] * len(plan.requests) if plan.keep_answers else [])
     began = time.perf_counter()
-    due = ((began + number / plan.rate if plan.rate else 0.0, request) for number, request in enumerate(plan.requests))
-    await asyncio.gather(*(_client(plan, due, latencies) for _ in range(plan.clients)))
-    return {"rate": len(latencies) / (time.perf_counter() - began), "latencies_ms": latencies}
+    due = (
+        (number, began + number / plan.rate if plan.rate else 0.0, request)
+        for number, request in enumerate(plan.requests)
+    )
+    await asyncio.gather(*(_client(plan, due, load) for _ in range(plan.clients)))
+    return replace(load, rate=len(plan.requests) / (time.perf_counter() - began))
 
 
 if __name__ == "__main__":
-    json.dump(asyncio.run(_main(pickle.load(sys.stdin.buffer))), sys.stdout)
+    json.dump(asdict(asyncio.run(_main(pickle.load(sys.stdin.buffer)))), sys.stdout)
