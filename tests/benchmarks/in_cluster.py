@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import psutil
 import pyarrow as pa
@@ -102,7 +103,7 @@ def _raw() -> float:
 def _produce(run_ids: list[str]) -> dict[str, float]:
     """Four producers, each sending its next batch when the last one is acknowledged, and the drain behind them."""
     ray.init(namespace=NAMESPACE, log_to_driver=False)
-    shard = ray.get_actor(METRIC_SHARD, namespace=NAMESPACE)
+    shard: Any = ray.get_actor(METRIC_SHARD, namespace=NAMESPACE)
     process = psutil.Process(ray.get(shard.health.remote())["pid"])
     before = ray.get(shard.stats.remote())["flushed_points"]
     rss_before = peak = process.memory_info().rss
