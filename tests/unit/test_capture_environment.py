@@ -116,7 +116,7 @@ def test_a_notebook_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     class IPython:
         get_ipython = staticmethod(Shell)
 
-    monkeypatch.setitem(sys.modules, "IPython", IPython)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "IPython", IPython)
     monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
     assert (entry_point().name, entry_point().kind) == ("notebook", "NOTEBOOK")
     monkeypatch.setenv("JPY_SESSION_NAME", "/home/me/study.ipynb")

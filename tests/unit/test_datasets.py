@@ -27,7 +27,7 @@ FRAME = pd.DataFrame(
         "x": [0.5, float("nan"), 1.5],
         "s": ["a", None, "ü"],
         "c": pd.Categorical(["u", "v", "u"]),
-        "t": pd.to_datetime(["2025-01-01", "2025-01-02", None]),
+        "t": pd.to_datetime(["2025-01-01", "2025-01-02", "NaT"]),
         "b": [True, False, True],
     }
 )
@@ -198,7 +198,8 @@ def test_mlflow_understands_the_request(data: Any) -> None:
     assert message.run_id == "run-1"
     assert (parsed.dataset.name, parsed.dataset.digest) == ("digits", dataset.digest)
     assert [(tag.key, tag.value) for tag in parsed.tags] == [("mlflow.data.context", "training")]
-    assert '"num_rows": 3' in parsed.dataset.profile
+    assert parsed.dataset.profile == dataset.profile
+    assert '"num_rows": 3' in dataset.profile
 
 
 def test_mlflow_reads_the_column_schema() -> None:

@@ -91,24 +91,26 @@ class Console:
         """Gives a run all that is printed from now on."""
         self.collect(everything=True)
         with self._lock:
-            self._runs.append(waiting)
             if descriptors and not self._descriptors:
-                self._descriptors = [
-                    DescriptorTee(number, self._sink(name)) for number, name in ((1, "stdout"), (2, "stderr"))
-                ]
+                self._unwrap()  # those that reach the descriptors would be seen twice
+                self._descriptors = [DescriptorTee(number, self._sink(name)) for number, name in enumerate(_STREAMS, 1)]
             for name in _STREAMS:
                 self._wrap(name)
+            self._runs.append(waiting)
 
     def close(self, waiting: Waiting) -> None:
         """Ends that."""
-        self._drain_descriptors(last=[waiting] == self._runs)
+        for tee in self._descriptors:  # not under the lock, which their threads need
+            tee.drain()
         self.collect(everything=True)
         with self._lock:
             self._runs.remove(waiting)
-            if not self._runs:
-                for tee in self._tees:
-                    tee.close()
-                self._tees = []
+            if self._runs:
+                return
+            self._unwrap()
+            descriptors, self._descriptors = self._descriptors, []
+        for tee in descriptors:
+            tee.close()
 
     def collect(self, *, everything: bool = False) -> None:
         """Completes lines for which it is time, or all."""
@@ -128,6 +130,11 @@ class Console:
             self._tees.append(StreamTee(stream, self._sink(name)))
         except (AttributeError, TypeError):
             return  # a stream of its own kind, without attributes: it stays as it is
+
+    def _unwrap(self) -> None:
+        for tee in self._tees:
+            tee.close()
+        self._tees = []
 
     def _reaches_a_pipe(self, stream: object) -> bool:
         try:
@@ -157,12 +164,6 @@ class Console:
             text = f"\n{text}"
         for waiting in self._runs:
             waiting.add(text)
-
-    def _drain_descriptors(self, *, last: bool) -> None:
-        if last:
-            descriptors, self._descriptors = self._descriptors, []
-            for tee in descriptors:
-                tee.close()
 
 
 def console() -> Console:

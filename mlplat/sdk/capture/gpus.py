@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -14,10 +13,14 @@ class Gpus:
     """The GPUs of this node. One object per process."""
 
     def __init__(self) -> None:
-        self._handles: list[Any] = []
-        with contextlib.suppress(pynvml.NVMLError):
+        self._handles: dict[int, Any] = {}
+        try:
             pynvml.nvmlInit()
-            self._handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+            count = pynvml.nvmlDeviceGetCount()
+        except pynvml.NVMLError:
+            return
+        handles = {index: _try(pynvml.nvmlDeviceGetHandleByIndex, index) for index in range(count)}
+        self._handles = {index: handle for index, handle in handles.items() if handle is not None}
 
     def describe(self) -> list[dict[str, Any]]:
         """``{index, name, uuid, memory_bytes, driver}`` of each."""
@@ -30,7 +33,7 @@ class Gpus:
                 "memory_bytes": _memory(handle)[1],
                 "driver": driver,
             }
-            for index, handle in enumerate(self._handles)
+            for index, handle in self._handles.items()
         ]
 
     def cuda_version(self) -> str | None:
@@ -41,7 +44,7 @@ class Gpus:
     def read(self) -> dict[str, float]:
         """Utilization and memory (percent, MB), power (W, percent of its limit) and temperature (°C) of each."""
         values: dict[str, float | None] = {}
-        for index, handle in enumerate(self._handles):
+        for index, handle in self._handles.items():
             used, total = _memory(handle)
             utilization = _try(pynvml.nvmlDeviceGetUtilizationRates, handle)
             power, limit = (

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from urllib.parse import urlsplit, urlunsplit
 
 HIDDEN = "[hidden]"
+#: What is longer is cut: `python -c` may hold a whole program.
+MAX_ARGUMENT = 4_000
 #: A name with one of these words, or that ends in "key", holds a secret: ``--api-key``, ``db.password``.
 _SECRET_WORDS = frozenset(
     {
@@ -18,7 +20,7 @@ _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _NAME = r"[\w.\-+/@]+"
 _FLAG = re.compile(rf"-{{1,2}}{_NAME}\Z")
 _ASSIGNMENT = re.compile(rf"(-{{0,2}}\+{{0,2}}{_NAME})([=:])(.*)\Z", re.DOTALL)
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://[^\s'\"<>]+")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]{0,20}://[^\s'\"<>]+")
 #: Tokens that are known by their form, wherever they stand.
 _KNOWN_TOKENS = re.compile(
     r"\b(?:sk-|gh[opsur]_|github_pat_|glpat-|hf_|xox[abpr]-|AKIA|ASIA)[A-Za-z0-9_\-]{12,}|\bBearer\s+[\w.\-~+/]+=*"
@@ -43,7 +45,7 @@ def redact_arguments(arguments: Iterable[str]) -> list[str]:
 
 def _redacted(arguments: Iterable[str]) -> Iterator[str]:
     hide_next = False
-    for argument in arguments:
+    for argument in (whole[:MAX_ARGUMENT] for whole in arguments):
         if hide_next and not _FLAG.match(argument):
             hide_next = False
             yield HIDDEN

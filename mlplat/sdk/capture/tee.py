@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import fcntl
 import os
+import select
 import sys
+import termios
 import threading
+import time
+from array import array
 from collections.abc import Callable
 from typing import Any
 
@@ -63,11 +68,22 @@ class DescriptorTee:
         self._sink = sink
         self._original = os.dup(descriptor)
         self._read_end, write_end = os.pipe()
+        self._handling = threading.Lock()
         _flush_streams()
         os.dup2(write_end, descriptor)
         os.close(write_end)
         self._thread = threading.Thread(target=self._forward, name=f"mlplat-logs-{descriptor}", daemon=True)
         self._thread.start()
+
+    def drain(self) -> None:
+        """Waits until the sink has all that was written, a second at most."""
+        _flush_streams()
+        deadline = time.monotonic() + DRAIN_S
+        while time.monotonic() < deadline:
+            with self._handling:
+                if not self._waiting():
+                    return
+            time.sleep(0.001)
 
     def close(self) -> None:
         """Restores the descriptor."""
@@ -75,17 +91,32 @@ class DescriptorTee:
         os.dup2(self._original, self._descriptor)
         self._thread.join(DRAIN_S)
 
+    def _waiting(self) -> int:
+        count = array("i", [0])
+        fcntl.ioctl(self._read_end, termios.FIONREAD, count)
+        return count[0]
+
     def _forward(self) -> None:
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        while chunk := os.read(self._read_end, 64 * 1024):
-            with contextlib.suppress(OSError):  # a terminal that is gone must not stop the rest
-                view = memoryview(chunk)
-                while view:
-                    view = view[os.write(self._original, view) :]
-            with contextlib.suppress(Exception):
-                self._sink(decoder.decode(chunk))
+        readable = select.poll()
+        readable.register(self._read_end, select.POLLIN)
+        while True:
+            readable.poll()
+            with self._handling:  # from the moment at which the bytes leave the pipe
+                chunk = os.read(self._read_end, 64 * 1024)
+                if not chunk:
+                    break
+                self._pass_on(chunk, decoder.decode(chunk))
         os.close(self._read_end)
         os.close(self._original)
+
+    def _pass_on(self, chunk: bytes, text: str) -> None:
+        with contextlib.suppress(OSError):  # a terminal that is gone must not stop the rest
+            view = memoryview(chunk)
+            while view:
+                view = view[os.write(self._original, view) :]
+        with contextlib.suppress(Exception):
+            self._sink(text)
 
 
 def _flush_streams() -> None:
