@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from mlplat.artifacts.model import proxied_path
 from mlplat.sdk.client import Client
 
@@ -18,10 +20,10 @@ def artifact_root(artifact_uri: str) -> str:
 
 
 class RunFiles:
-    """The artifacts of one run, written with one client. Thread-safe."""
+    """The artifacts of one run. Thread-safe. ``connect`` gives the client, when it is first needed."""
 
-    def __init__(self, client: Client, artifact_uri: str) -> None:
-        self._client = client
+    def __init__(self, connect: Callable[[], Client], artifact_uri: str) -> None:
+        self._connect = connect
         self._artifact_uri = artifact_uri
 
     def put(self, path: str, body: bytes) -> None:
@@ -30,9 +32,9 @@ class RunFiles:
         Raises:
             InvalidInput: the path is not allowed, or the artifacts do not live behind the platform.
         """
-        self._client.put_bytes(f"{artifact_root(self._artifact_uri)}/{path}", body)
+        self._connect().put_bytes(f"{artifact_root(self._artifact_uri)}/{path}", body)
 
     def names(self, folder: str) -> list[str]:
         """The names in a folder; none when there is no such folder."""
         path = f"{proxied_path(self._artifact_uri)}/{folder}"
-        return [entry["path"] for entry in self._client.get(ARTIFACTS, path=path).get("files", [])]
+        return [entry["path"] for entry in self._connect().get(ARTIFACTS, path=path).get("files", [])]

@@ -203,7 +203,7 @@ class Run:
 
     @property
     def _files(self) -> RunFiles:
-        return RunFiles(self._client, self.artifact_uri)
+        return RunFiles(lambda: self._client, self.artifact_uri)
 
     def __enter__(self) -> Run:
         return self

@@ -254,6 +254,30 @@ async def test_a_run_goes_on_without_files_it_cannot_write(url: str, tmp_path: P
     assert (done.returncode, done.stdout, done.stderr) == (0, "fine\n", "")
 
 
+async def test_a_platform_that_is_away_at_first_still_gets_everything(
+    url: str, stack: Stack, mlflow: MLflow, tmp_path: Path
+) -> None:
+    program = (
+        "import mlplat\n"
+        "from mlplat.sdk.capture import recorder\n"
+        "recorder.TRY_AGAIN_S = 0.01\n"
+        "real, refusals = recorder.RunFiles.put, iter(range(6))\n"
+        "def put(*arguments):\n"
+        "    if next(refusals, None) is not None:\n"
+        "        raise mlplat.errors.Unavailable('away')\n"
+        "    real(*arguments)\n"
+        "recorder.RunFiles.put = put\n"
+        "run = mlplat.start_run('away', capture=mlplat.Capture(code=False, console=False))\n"
+        "run._capture._facts.join(60)\n"
+        "run.finish()\n"
+        "print(run.run_id)\n"
+    )
+    done = await python(program, url, tmp_path)
+    assert done.returncode == 0, done.stderr
+    info, _tags = await run_data(mlflow, done.stdout.split()[0])
+    assert Files(stack.services.artifacts, info).names("mlplat") == ["environment.json", "requirements.txt"]
+
+
 @pytest.fixture
 async def printed(stack: Stack, mlflow: MLflow) -> tuple[str, str]:
     """A run and its console's folder in the store."""

@@ -13,8 +13,8 @@ from mlplat.metrics.model import Point
 from mlplat.sdk.client import Client
 from mlplat.settings import Settings
 
-#: Seconds for which a background upload is tried again; the next tick tries anew.
-BACKGROUND_RETRY_S = 5.0
+#: Seconds for which a background upload is tried again. Its sender tries anew later.
+BACKGROUND_RETRY_S = 2.0
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The one object through which a run records by itself: ``start``, ``finish``.
 
-Nothing here holds a run up or fails it: starting takes well under a millisecond of the caller, the rest
-goes on in threads, and what does not work is logged at debug level.
+Nothing here holds a run up or fails it: starting takes the caller a few milliseconds, the rest goes on in
+threads, and what does not work is logged at debug level.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 
+from mlplat.errors import Unavailable
 from mlplat.sdk.capture.console import RunConsole
-from mlplat.sdk.capture.entry import EntryPoint, entry_point
+from mlplat.sdk.capture.entry import entry_point
 from mlplat.sdk.capture.environment import environment, installed_packages, requirements_file
-from mlplat.sdk.capture.git import read_git
+from mlplat.sdk.capture.git import GitState, read_git
 from mlplat.sdk.capture.options import Capture, RunLink, background_client
 from mlplat.sdk.capture.system import Recipient, sampler
-from mlplat.sdk.client import Client
 from mlplat.sdk.files import RunFiles
 
 CODE_DIFF = "mlplat/code.diff"
@@ -29,6 +30,9 @@ ENVIRONMENT = "mlplat/environment.json"
 REQUIREMENTS = "mlplat/requirements.txt"
 #: Seconds that ``finish`` waits at most for what is still under way.
 FINISH_S = 10.0
+#: Seconds between two tries while the platform is away.
+TRY_AGAIN_S = 5.0
+Action = Callable[[], object]
 _log = logging.getLogger(__name__)
 
 
@@ -42,6 +46,7 @@ class Recorder:
         self._facts: threading.Thread | None = None
         self._console: RunConsole | None = None
         self._recipient: Recipient | None = None
+        self._stopping = threading.Event()
         self._finished = False
 
     def first_tags(self) -> dict[str, str]:
@@ -50,17 +55,15 @@ class Recorder:
 
     def start(self, link: RunLink) -> None:
         """Starts recording the run."""
-        client = background_client(link.url)
-        files = RunFiles(client, link.artifact_uri)
+        files = RunFiles(lambda: background_client(link.url), link.artifact_uri)
         atexit.register(self.finish)
         if self._settings.capture_console:
             _attempt("console", lambda: self._start_console(files))
         if self._settings.capture_system_metrics:
             _attempt("system metrics", lambda: self._start_metrics(link))
-        if self._settings.capture_code or self._settings.capture_environment:
-            self._facts = threading.Thread(
-                target=self._record_facts, args=(link, client, files), name="mlplat-facts", daemon=True
-            )
+        actions = self._actions(link, files)
+        if actions:
+            self._facts = threading.Thread(target=self._record, args=(actions,), name="mlplat-facts", daemon=True)
             self._facts.start()
 
     def failed(self, error: BaseException) -> None:
@@ -73,6 +76,7 @@ class Recorder:
         if self._finished:
             return
         self._finished = True
+        self._stopping.set()
         atexit.unregister(self.finish)
         deadline = time.monotonic() + FINISH_S
         if self._recipient is not None:
@@ -94,11 +98,20 @@ class Recorder:
         sampler().open(recipient, self._settings.capture_system_interval_s)
         self._recipient = recipient
 
-    def _record_facts(self, link: RunLink, client: Client, files: RunFiles) -> None:
+    def _actions(self, link: RunLink, files: RunFiles) -> list[tuple[str, Action]]:
+        actions: list[tuple[str, Action]] = []
         if self._settings.capture_code:
-            _attempt("code", lambda: _record_code(self._entry, link, client, files))
+            state = cache(lambda: read_git(self._entry.folder))  # once, however often it is sent
+            actions.append(("code", lambda: _record_code(state(), link, files)))
         if self._settings.capture_environment:
-            _attempt("environment", lambda: self._record_environment(files))
+            actions.append(("environment", lambda: self._record_environment(files)))
+        return actions
+
+    def _record(self, actions: list[tuple[str, Action]]) -> None:
+        for what, action in actions:
+            while not _attempt(what, action):
+                if self._stopping.wait(TRY_AGAIN_S):
+                    return
 
     def _record_environment(self, files: RunFiles) -> None:
         packages = installed_packages()
@@ -107,27 +120,30 @@ class Recorder:
         files.put(REQUIREMENTS, requirements_file(packages).encode())
 
 
-def _record_code(entry: EntryPoint, link: RunLink, client: Client, files: RunFiles) -> None:
-    state = read_git(entry.folder)
+def _record_code(state: GitState | None, link: RunLink, files: RunFiles) -> None:
     if state is None:
         return
-    _set_tags(client, link, state.tags())
+    _set_tags(link, state.tags())
     if state.dirty:
         files.put(CODE_DIFF, state.diff_file())
 
 
-def _set_tags(client: Client, link: RunLink, tags: Mapping[str, str]) -> None:
+def _set_tags(link: RunLink, tags: Mapping[str, str]) -> None:
     body = [{"key": key, "value": value} for key, value in tags.items() if key not in link.fixed_tags]
     if body:
-        client.post("/api/2.0/mlflow/runs/log-batch", {"run_id": link.run_id, "tags": body})
+        background_client(link.url).post("/api/2.0/mlflow/runs/log-batch", {"run_id": link.run_id, "tags": body})
 
 
-def _attempt(what: str, action: Callable[[], object]) -> None:
-    """Recording is a help, not a duty: whatever goes wrong stays in here."""
+def _attempt(what: str, action: Action) -> bool:
+    """False when the platform was away. Recording is a help, not a duty: whatever else goes wrong stays in here."""
     try:
         action()
+    except Unavailable as error:
+        _log.debug("%s waits: %s", what, error)
+        return False
     except Exception:
         _log.debug("%s not recorded", what, exc_info=True)
+    return True
 
 
 class _OwnThreads(logging.Filter):
