@@ -53,6 +53,22 @@ run = mlplat.start_run("crashes")
 print(run.run_id)
 raise ValueError("at top level")
 """
+NOTEBOOK = """
+import sys
+import nbformat
+from nbclient import NotebookClient
+code = (
+    "import mlplat, sys\\n"
+    "with mlplat.start_run('notebook') as run:\\n"
+    "    print('from a cell')\\n"
+    "    print('to stderr', file=sys.stderr)\\n"
+    "print(run.run_id)"
+)
+notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+NotebookClient(notebook, timeout=100, kernel_name="python3").execute()
+outputs = [output.text for output in notebook.cells[0].outputs if output.name == "stdout"]
+print("".join(outputs).split()[-1])
+"""
 RICH = """
 import sys
 import numpy as np
@@ -168,6 +184,17 @@ async def test_a_process_that_never_finishes_its_run_still_sends_its_last_words(
     done = await python(NEVER_FINISHED, url, tmp_path)
     assert done.returncode == 1
     assert (await console(http, done.stdout.split()[0]))["text"].endswith("ValueError: at top level\n")
+
+
+async def test_a_notebook_is_recorded_like_a_script(
+    url: str, http: httpx.AsyncClient, mlflow: MLflow, tmp_path: Path
+) -> None:
+    done = await python(NOTEBOOK, url, tmp_path, JPY_SESSION_NAME="study.ipynb")
+    assert done.returncode == 0, done.stderr
+    run_id = done.stdout.split()[-1]
+    assert (await console(http, run_id))["text"] == "from a cell\nto stderr\n"
+    _info, tags = await run_data(mlflow, run_id)
+    assert (tags["mlflow.source.name"], tags["mlflow.source.type"]) == ("study.ipynb", "NOTEBOOK")
 
 
 async def test_code_and_environment(url: str, stack: Stack, mlflow: MLflow, tmp_path: Path) -> None:

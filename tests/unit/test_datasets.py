@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -19,7 +21,9 @@ from mlflow.types import Schema
 
 from mlplat.errors import InvalidInput, NotFound
 from mlplat.sdk import digests
+from mlplat.sdk.client import Client
 from mlplat.sdk.datasets import Dataset, describe, log_inputs_request
+from mlplat.sdk.run import Run
 
 FRAME = pd.DataFrame(
     {
@@ -209,3 +213,20 @@ def test_mlflow_reads_the_column_schema() -> None:
     assert [str(kind) for kind in columns.input_types()] == [
         "DataType.long", "DataType.double", "DataType.string", "DataType.datetime",
     ]  # fmt: skip
+
+
+def test_a_run_sends_the_request_and_answers_the_digest() -> None:
+    requests: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        requests.append(request)
+        return httpx.Response(200, json={})
+
+    client = Client("http://platform.test")
+    client._http = httpx.Client(base_url="http://platform.test", transport=httpx.MockTransport(answer))
+    run = Run(client, "run-1", 0, "name", "mlflow-artifacts:/0/run-1/artifacts")
+    digest = run.log_dataset(FRAME, "digits", context="evaluation", source="s3://bucket/digits.parquet")
+    assert [request.url.path for request in requests] == ["/api/2.0/mlflow/runs/log-inputs"]
+    dataset = describe(FRAME, "digits", "s3://bucket/digits.parquet")
+    assert json.loads(requests[0].content) == log_inputs_request("run-1", dataset, "evaluation")
+    assert digest == dataset.digest
