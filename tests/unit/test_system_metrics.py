@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
+import psutil
 import pynvml
 import pytest
 
@@ -48,6 +49,19 @@ def test_a_meter_reads_what_mlflow_does() -> None:
     assert all(0 <= values[key] <= 100 for key in values if key.endswith("_percentage") and "process" not in key)
     assert values["process_memory_megabytes"] > 1
     assert values["process_cpu_percentage"] > 0
+
+
+def test_times_that_go_backwards_leave_percentages_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = psutil.cpu_times()
+    zero = now._replace(**dict.fromkeys(now._fields, 0.0))
+    readings = iter(
+        [
+            zero._replace(user=10.0, idle=100.0, iowait=50.0, guest=5.0),
+            zero._replace(user=13.0, idle=107.0, iowait=20.0, guest=7.0),
+        ]
+    )
+    monkeypatch.setattr(psutil, "cpu_times", lambda: next(readings))
+    assert Meter().cpu()["cpu_utilization_percentage"] == pytest.approx(30.0)
 
 
 def test_gpus_report_what_their_driver_supports(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,10 +64,13 @@ class Meter:
 
     def cpu(self) -> dict[str, float]:
         """Percent of all CPUs, and of one CPU by this process, since the last call."""
-        before, self._cpu = self._cpu, self._cpu_times()
-        busy, total, own, at = (new - old for new, old in zip(self._cpu, before, strict=True))
-        values = {"process_cpu_percentage": own / at * 100} if at > 0 else {}
-        return values | ({"cpu_utilization_percentage": busy / total * 100} if total > 0 else {})
+        old_times, old_own, old_at = self._cpu
+        times, own, at = self._cpu = self._cpu_times()
+        # The kernel corrects some of these downwards now and then.
+        spent = {key: max(0.0, value - old_times[key]) for key, value in times.items()}
+        total, idle = sum(spent.values()), spent["idle"] + spent.get("iowait", 0.0)
+        values = {"process_cpu_percentage": (own - old_own) / (at - old_at) * 100} if at > old_at else {}
+        return values | ({"cpu_utilization_percentage": (total - idle) / total * 100} if total > 0 else {})
 
     def counters(self) -> dict[str, float]:
         """Megabytes since the machine started."""
@@ -78,12 +81,12 @@ class Meter:
             else dict(zip(COUNTERS, (network.bytes_recv / 1e6, network.bytes_sent / 1e6), strict=True))
         )
 
-    def _cpu_times(self) -> tuple[float, float, float, float]:
-        times, own = psutil.cpu_times(), self._process.cpu_times()
-        # The guests' time is part of the user's.
-        total = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
-        idle = times.idle + getattr(times, "iowait", 0.0)
-        return total - idle, total, own.user + own.system, time.monotonic()
+    def _cpu_times(self) -> tuple[dict[str, float], float, float]:
+        """Seconds of the machine by kind, of this process, and of the clock."""
+        times, own = psutil.cpu_times()._asdict(), self._process.cpu_times()
+        for part in ("guest", "guest_nice"):  # the guests' time is part of the user's
+            times.pop(part, None)
+        return times, own.user + own.system, time.monotonic()
 
 
 class Sampler:
