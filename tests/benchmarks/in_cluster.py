@@ -110,7 +110,7 @@ def _produce(run_ids: list[str]) -> dict[str, float]:
 
     @ray.remote(num_cpus=0.5)
     def produce(run_id: str, deadline: float) -> int:
-        target = ray.get_actor(METRIC_SHARD, namespace=NAMESPACE)
+        target: Any = ray.get_actor(METRIC_SHARD, namespace=NAMESPACE)
         bodies = [encode(batch(run_id, number)) for number in range(64)]
         sent = 0
         while time.time() < deadline:
@@ -124,7 +124,8 @@ def _produce(run_ids: list[str]) -> dict[str, float]:
     while len(ray.wait(sending, num_returns=len(sending), timeout=0.1)[0]) < len(sending):
         peak = max(peak, process.memory_info().rss)
     acknowledged_at, sent = time.time(), ray.get(sending)
-    while ray.get(shard.stats.remote())["lag_groups"]:
+    stats: Any = shard.stats
+    while ray.get(stats.remote())["lag_groups"]:
         peak = max(peak, process.memory_info().rss)
         time.sleep(0.02)
     drained_at = time.time()
