@@ -9,13 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlplat.errors import InvalidInput
+from mlplat.tracking.fields import Entity, Field
 from mlplat.tracking.search import (
     MAX_FILTER_LENGTH,
     AllOf,
     AnyOf,
     Comparison,
-    Entity,
-    Field,
     Not,
     OrderBy,
     Predicate,
