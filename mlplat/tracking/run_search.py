@@ -9,8 +9,9 @@ Postgres takes that as a set, walks the runs in order and stops at the end of th
 
 **Driven**: the order's first key is a metric. ClickHouse filters and orders, and hands over slices of candidates,
 each complete with the ties of its last value; Postgres drops those that are deleted, moved or do not pass the
-rest of the filter, breaks the ties and sorts. Slices grow until the page is full. Runs without the metric come
-last: they are found by the direct plan, with the runs that have it left out.
+rest of the filter, breaks the ties and sorts. Slices grow until the page is full. When the first slice does not
+fill it, Postgres is asked whether only a few runs can pass at all: then these are the one slice that is left.
+Runs without the metric come last: they are found by the direct plan, with the runs that have it left out.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ FIRST_SLICE = 256
 SLICE_GROWTH = 16
 #: Up to so many candidates are looked up one by one.
 MAX_PROBED = 5_000
+#: So many runs are few enough to be named to the metric store.
+FEW = 2_000
 #: Rank of a run without the metric: after numbers (0) and NaN (1).
 MISSING = 2
 
@@ -149,7 +152,7 @@ class _Search:
         parts = conjuncts(parse_filter(filter_text))
         self._tests = [_metric_test(part) for part in parts if _is_metric(part)]
         self._rest = AllOf(tuple(part for part in parts if not _is_metric(part)))
-        self._condition({found: "" for found in comparisons(self._rest)})  # refuses bad times before anything is asked
+        self._condition(dict.fromkeys(comparisons(self._rest), ""))  # refuses bad times before anything is asked
 
     @property
     def kinds(self) -> list[Kind]:
@@ -176,26 +179,34 @@ class _Search:
     async def _driven(self, cursor: list[SortValue] | None, limit: int) -> list[_Hit]:
         first, others = self._orders[0], await self._values(self._orders[1:])
         hits: list[_Hit] = []
-        size = max(FIRST_SLICE, 2 * limit)
+        size, few = max(FIRST_SLICE, 2 * limit), None
         start = None if cursor is None else (_number(cursor[:2]), False)
-        while len(hits) < limit:
-            candidates = await self._slice(first, size, start)
+        while True:
+            candidates = await self._slice(first, size, start, few)
             if candidates.found:
                 order = compile_order(self._orders, RUNS, others | {first.field: candidates.values})
                 condition = self._condition(self._metric_runs, probe=candidates.found <= MAX_PROBED)
                 hits += await self._select(order, condition, cursor, limit - len(hits), inner=True)
-            if candidates.found < size:
-                break
+            if len(hits) >= limit or candidates.found < size:
+                return hits
+            if size == max(FIRST_SLICE, 2 * limit):
+                few = await self._few()
             start, size = (candidates.last, True), size * SLICE_GROWTH
-        return hits
 
-    async def _slice(self, order: OrderBy, size: int, start: tuple[float, bool] | None) -> _Slice:
-        table = await self._reader.query(
-            queries.ordered(
-                self._experiment_ids, order.field.key, order.field.aggregate, order.ascending, self._tests, size, start
-            )
-        )
-        [row] = table.to_pylist()
+    async def _few(self) -> list[str] | None:
+        """The runs that Postgres' part of the filter passes, if there are only a few."""
+        condition = self._condition(self._metric_runs)
+        rows = await self._store.select(select(run.c.run_id).where(self._visible, condition).limit(FEW + 1))
+        return [row.run_id for row in rows] if len(rows) <= FEW else None
+
+    async def _slice(
+        self, order: OrderBy, size: int, start: tuple[float, bool] | None, run_ids: list[str] | None
+    ) -> _Slice:
+        statement = queries.ordered(
+            self._experiment_ids, order.field.key, order.field.aggregate, order.ascending, self._tests, size, start,
+            run_ids,
+        )  # fmt: skip
+        row = await self._ask(statement)
         last = math.nan if row["last_nan"] else row["last_number"]
         return _Slice(_values_of(row), row["found"], last)
 

@@ -325,7 +325,8 @@ async def test_what_is_not_an_order_is_refused(dataset: Dataset, order: str) -> 
 @pytest.mark.parametrize(
     "orders",
     [[], ["metrics.acc"], ["metrics.acc DESC"], ["params.lr DESC"], ["end_time", "metrics.loss"], ["metrics.nobody"],
-     ["metrics.loss", "tags.team DESC"], ["max(metrics.acc) DESC", "status"], ["duration DESC"], ["status", "run_name"]],
+     ["metrics.loss", "tags.team DESC"], ["max(metrics.acc) DESC", "status"], ["duration DESC"],
+     ["status", "run_name"]],
 )  # fmt: skip
 @pytest.mark.parametrize("size", [1, 2, 3, 6])
 async def test_pages_show_every_run_once_in_the_order_of_one_page(
