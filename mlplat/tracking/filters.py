@@ -116,14 +116,14 @@ def _table_of(field: Field) -> Table:
 def _compare(comparison: Comparison) -> ColumnElement[bool]:
     field = comparison.field
     if field.entity is Entity.ATTRIBUTE:
-        return _TESTS[comparison.comparator](_ATTRIBUTE_COLUMNS[field.key], _bound(comparison))
+        return TESTS[comparison.comparator](_ATTRIBUTE_COLUMNS[field.key], _bound(comparison))
     table = _table_of(field)
     present = [table.c.run_id == run.c.run_id, table.c.key == field.key]
     if comparison.comparator == "IS NULL":
         return ~exists().where(*present)
     if comparison.comparator == "IS NOT NULL":
         return exists().where(*present)
-    return exists().where(*present, _TESTS[comparison.comparator](table.c.value, comparison.value))
+    return exists().where(*present, TESTS[comparison.comparator](table.c.value, comparison.value))
 
 
 def _bound(comparison: Comparison) -> float | str | tuple[str, ...] | datetime | None:
@@ -133,7 +133,7 @@ def _bound(comparison: Comparison) -> float | str | tuple[str, ...] | datetime |
 
 
 #: What each comparator of the grammar does to a column and a bound value.
-_TESTS: dict[str, Callable[[ColumnElement[Any], Any], ColumnElement[bool]]] = {
+TESTS: dict[str, Callable[[ColumnElement[Any], Any], ColumnElement[bool]]] = {
     "=": operator.eq,
     "!=": operator.ne,
     ">": operator.gt,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -47,6 +47,18 @@ NUMERIC_ATTRIBUTES = {"start_time", "end_time"}
 STRING_ATTRIBUTES = {"run_id", "run_name", "status", "user_id", "artifact_uri"}
 _ATTRIBUTE_ALIASES = {"created": "start_time", "Created": "start_time", "run name": "run_name", "Run name": "run_name"}
 
+
+@dataclass(frozen=True)
+class Fields:
+    """The attributes that an entity's filters may name; ``aliases`` maps other spellings to them."""
+
+    numeric: frozenset[str]
+    text: frozenset[str]
+    aliases: Mapping[str, str]
+
+
+RUN_FIELDS = Fields(frozenset(NUMERIC_ATTRIBUTES), frozenset(STRING_ATTRIBUTES), _ATTRIBUTE_ALIASES)
+
 NUMERIC_COMPARATORS = {"=", "!=", ">", ">=", "<", "<="}
 STRING_COMPARATORS = {"=", "!=", "LIKE", "ILIKE", "IN", "NOT IN", "IS NULL", "IS NOT NULL"}
 
@@ -58,10 +70,9 @@ class Field:
     entity: Entity
     key: str
 
-    @property
-    def is_numeric(self) -> bool:
+    def is_numeric(self, fields: Fields = RUN_FIELDS) -> bool:
         """True when values of this field are compared as numbers."""
-        return self.entity is Entity.METRIC or (self.entity is Entity.ATTRIBUTE and self.key in NUMERIC_ATTRIBUTES)
+        return self.entity is Entity.METRIC or (self.entity is Entity.ATTRIBUTE and self.key in fields.numeric)
 
 
 @dataclass(frozen=True)
@@ -138,7 +149,7 @@ STRING: /'[^']*'|"[^"]*"/
 """
 
 
-def make_field(text: str, quoted_key: str | None = None) -> Field:
+def make_field(text: str, quoted_key: str | None = None, fields: Fields = RUN_FIELDS) -> Field:
     """The field that ``entity.key``, or a bare attribute, names.
 
     Raises:
@@ -153,19 +164,23 @@ def make_field(text: str, quoted_key: str | None = None) -> Field:
     if entity is None:
         raise InvalidInput(f"Invalid entity type {prefix!r}. Valid ones are metrics, params, tags and attributes.")
     if entity is Entity.ATTRIBUTE:
-        rest = _ATTRIBUTE_ALIASES.get(rest, rest)
-        if rest not in NUMERIC_ATTRIBUTES | STRING_ATTRIBUTES:
-            valid = sorted(NUMERIC_ATTRIBUTES | STRING_ATTRIBUTES)
+        rest = fields.aliases.get(rest, rest)
+        if rest not in fields.numeric | fields.text:
+            valid = sorted(fields.numeric | fields.text)
             raise InvalidInput(f"Invalid attribute key {rest!r}. Valid ones are {', '.join(valid)}.")
     return Field(entity, rest)
 
 
 @v_args(inline=True)
 class _ToTree(Transformer[Any, Any]):
+    def __init__(self, fields: Fields) -> None:
+        super().__init__()
+        self._fields = fields
+
     def field(self, first: Token, quoted: Token | None = None) -> Field:
         if first.type == "QUOTED_KEY":
-            return make_field(str(first)[1:-1])
-        return make_field(str(first), str(quoted)[1:-1] if quoted is not None else None)
+            return make_field(str(first)[1:-1], fields=self._fields)
+        return make_field(str(first), str(quoted)[1:-1] if quoted is not None else None, self._fields)
 
     def number(self, token: Token) -> float:
         return float(token)
@@ -177,19 +192,19 @@ class _ToTree(Transformer[Any, Any]):
         return value
 
     def compare(self, field: Field, operator: Token, value: float | str) -> Comparison:
-        return _checked(Comparison(field, str(operator).upper(), value))
+        return _checked(self._fields, Comparison(field, str(operator).upper(), value))
 
     def is_in(self, field: Field, *values: str) -> Comparison:
-        return _checked(Comparison(field, "IN", values))
+        return _checked(self._fields, Comparison(field, "IN", values))
 
     def not_in(self, field: Field, *values: str) -> Comparison:
-        return _checked(Comparison(field, "NOT IN", values))
+        return _checked(self._fields, Comparison(field, "NOT IN", values))
 
     def is_null(self, field: Field) -> Comparison:
-        return _checked(Comparison(field, "IS NULL", None))
+        return _checked(self._fields, Comparison(field, "IS NULL", None))
 
     def not_null(self, field: Field) -> Comparison:
-        return _checked(Comparison(field, "IS NOT NULL", None))
+        return _checked(self._fields, Comparison(field, "IS NOT NULL", None))
 
     def negation(self, operand: Predicate) -> Not:
         return Not(operand)
@@ -201,16 +216,17 @@ class _ToTree(Transformer[Any, Any]):
         return AnyOf(operands)
 
 
-def _checked(comparison: Comparison) -> Comparison:
+def _checked(fields: Fields, comparison: Comparison) -> Comparison:
     field, comparator, value = comparison.field, comparison.comparator, comparison.value
-    allowed = NUMERIC_COMPARATORS if field.is_numeric else STRING_COMPARATORS
+    is_numeric = field.is_numeric(fields)
+    allowed = NUMERIC_COMPARATORS if is_numeric else STRING_COMPARATORS
     if comparator not in allowed:
         raise InvalidInput(f"Invalid comparator {comparator!r} for {field.entity} {field.key!r}.")
     if isinstance(value, float) and math.isinf(value):
         raise InvalidInput(f"Number too large for {field.entity} {field.key!r}.")
-    if field.is_numeric and not isinstance(value, float):
+    if is_numeric and not isinstance(value, float):
         raise InvalidInput(f"Expected a number for {field.entity} {field.key!r}, found {value!r}.")
-    if not field.is_numeric and isinstance(value, float):
+    if not is_numeric and isinstance(value, float):
         raise InvalidInput(
             f"Expected a quoted string value for {field.entity} {field.key!r} (e.g. 'my-value'), found {value!r}."
         )
@@ -222,8 +238,8 @@ def _parser() -> Lark:
     return Lark(_GRAMMAR, parser="lalr", lexer="contextual", maybe_placeholders=False)
 
 
-def parse_filter(text: str) -> Predicate:
-    """The tree of a filter; an empty filter is true.
+def parse_filter(text: str, fields: Fields = RUN_FIELDS) -> Predicate:
+    """The tree of a filter over an entity with these fields; an empty filter is true.
 
     Raises:
         InvalidInput: the text is not a filter; the message shows where it stops being one.
@@ -233,7 +249,7 @@ def parse_filter(text: str) -> Predicate:
     if len(text) > MAX_FILTER_LENGTH:
         raise InvalidInput(f"Invalid filter string: longer than {MAX_FILTER_LENGTH} characters.")
     try:
-        tree: Predicate = _ToTree().transform(_parser().parse(text))
+        tree: Predicate = _ToTree(fields).transform(_parser().parse(text))
         depth = _depth(tree)
     except UnexpectedInput as error:
         where = error.get_context(text).rstrip() if (error.pos_in_stream or 0) >= 0 else "at its end"
