@@ -26,7 +26,9 @@ from mlplat.pipelines.scheduling import SchedulerService
 from mlplat.pipelines.store import PipelineStore
 from mlplat.registry.service import RegistryService
 from mlplat.registry.store import RegistryStore
+from mlplat.tracking.datasets import DatasetStore
 from mlplat.tracking.experiments import ExperimentStore
+from mlplat.tracking.logged_models import LoggedModelStore
 from mlplat.tracking.model import RunUpdate
 from mlplat.tracking.runs import RunStore, write_update
 from tests.contract.chdb import as_table, new_service, unique
@@ -117,6 +119,8 @@ async def stack(template_url: str, state_dir: Path, tmp_path_factory: pytest.Tem
         services = Services(
             experiments=experiments,
             runs=RunStore(engine),
+            datasets=DatasetStore(engine),
+            logged_models=LoggedModelStore(engine),
             metrics=Metrics(metrics),
             registry=RegistryStore(engine),
             registry_writer=registry,
