@@ -35,10 +35,11 @@ _WIRE_STATUS = {
     LoggedModelStatus.READY: "LOGGED_MODEL_READY",
     LoggedModelStatus.FAILED: "LOGGED_MODEL_UPLOAD_FAILED",
 }
-_STATUSES: dict[str | int, LoggedModelStatus] = {
+#: A status may be sent by its wire name, its plain name or its number.
+_STATUSES = {
     **{name: status for status, name in _WIRE_STATUS.items()},
     **{status.value: status for status in LoggedModelStatus},
-    **dict(enumerate(LoggedModelStatus, start=1)),
+    **{str(number): status for number, status in enumerate(LoggedModelStatus, start=1)},
 }
 
 
@@ -192,12 +193,11 @@ async def get(services: Services, request: Get) -> Answer:
 
 async def finalize(services: Services, request: Finalize) -> Answer:
     """PATCH logged-models/{model_id}"""
-    wanted = int(request.status) if str(request.status).isdecimal() else request.status
-    status = _STATUSES.get(wanted)
+    sent = str(request.status)
+    status = _STATUSES.get(sent)
     if status is None:
-        raise InvalidInput(
-            f"Unknown model status: {str(request.status)[:100]!r}. Valid ones are {', '.join(_STATUSES)}"
-        )
+        valid = ", ".join(_WIRE_STATUS.values())
+        raise InvalidInput(f"Unknown model status: {sent[:100]!r}. Valid ones are {valid}.")
     return {"model": wire_model(await services.logged_models.finalize(request.model_id, status))}
 
 

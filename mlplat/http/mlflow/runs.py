@@ -25,9 +25,7 @@ from mlplat.tracking.run_search import FoundRun, search_runs, with_metrics
 
 MAX_PAGE = 50_000
 #: A status may be sent by its number.
-_STATUS_NUMBERS: dict[str | int | None, str] = dict(
-    enumerate(("RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"), start=1)
-)
+_STATUS_NUMBERS = {"1": "RUNNING", "2": "SCHEDULED", "3": "FINISHED", "4": "FAILED", "5": "KILLED"}
 #: A run's id follows from its request, so that a repeated request finds the run it made.
 RUN_ID_SPACE = uuid.UUID("6d6c706c-6174-4a72-8a75-6e2d69642d31")
 
@@ -149,7 +147,7 @@ async def get(services: Services, request: ById) -> Answer:
 async def update(services: Services, request: Update) -> Answer:
     """POST runs/update"""
     # MLflow ignores a status it does not know.
-    name = _STATUS_NUMBERS.get(request.status, request.status)
+    name = _STATUS_NUMBERS.get(str(request.status), request.status)
     status = RunStatus(name) if name in set(RunStatus) else None
     ended_at = from_ms(request.end_time) if request.end_time is not None else None
     run = await services.runs.update(run_id_of(request), status, ended_at, request.run_name)
