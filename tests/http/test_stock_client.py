@@ -220,7 +220,7 @@ def test_a_dataset_tells_a_models_metrics_apart(mlflow_client: MlflowClient) -> 
         ("accuracy", "train", train.digest, 0.9), ("accuracy", "test", test.digest, 0.7),
         ("f1", "test", test.digest, 0.6),
     }  # fmt: skip
-    scope = {"experiment_ids": [run.info.experiment_id], "output_format": "list"}
+    scope: dict[str, Any] = {"experiment_ids": [run.info.experiment_id], "output_format": "list"}
     on_test = [{"dataset_name": "test", "dataset_digest": test.digest}]
     assert len(mlflow.search_logged_models(**scope, filter_string="metrics.accuracy > 0.8")) == 1
     assert mlflow.search_logged_models(**scope, filter_string="metrics.accuracy > 0.8", datasets=on_test) == []
