@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import select, tuple_
+from sqlalchemy import BigInteger, literal, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from mlplat.db.tables import dataset, run_input, run_model
+from mlplat.db.tables import dataset, logged_model, run_input, run_model
 from mlplat.tracking.inputs import DATASET_CONTEXT_TAG, DatasetInput, ModelOutput, check_count, unique_inputs
 from mlplat.tracking.logged_models import require_models
 from mlplat.tracking.run_links import INPUT, OUTPUT
@@ -80,6 +80,31 @@ class DatasetStore:
         )
         async with self._engine.connect() as connection:
             return [DatasetSummary(*row) for row in (await connection.execute(query)).all()]
+
+
+async def move_links(connection: AsyncConnection, run_ids: Sequence[str], experiment_id: int) -> None:
+    """Takes the datasets and models of runs along that move to another experiment, inside of that transaction.
+
+    A dataset that other runs use too is there twice afterwards; one that the experiment knows is shared.
+    """
+    old, new = dataset.alias("old"), dataset.alias("new")
+    linked = run_input.c.run_id.in_(run_ids)
+    copied = ("name", "digest", "source_type", "source", "schema", "profile")
+    copies = (
+        select(literal(experiment_id, BigInteger), *(old.c[name] for name in copied))
+        .join(run_input, run_input.c.dataset_id == old.c.dataset_id)
+        .where(linked, old.c.experiment_id != experiment_id)
+        .order_by(old.c.name, old.c.digest, old.c.dataset_id)
+    )
+    await connection.execute(upsert(dataset).from_select(["experiment_id", *copied], copies).on_conflict_do_nothing())
+    same = [old.c.name == new.c.name, old.c.digest == new.c.digest, new.c.experiment_id == experiment_id]
+    await connection.execute(
+        update(run_input)
+        .where(linked, run_input.c.dataset_id == old.c.dataset_id, old.c.experiment_id != experiment_id, *same)
+        .values(dataset_id=new.c.dataset_id)
+    )
+    mine = logged_model.c.source_run_id.in_(run_ids)
+    await connection.execute(update(logged_model).where(mine).values(experiment_id=experiment_id))
 
 
 async def _link_datasets(
