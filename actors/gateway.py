@@ -19,7 +19,9 @@ from mlplat.pipelines.store import PipelineStore
 from mlplat.registry.store import RegistryStore
 from mlplat.runtime import GATEWAY_DEPLOYMENT
 from mlplat.settings import PlatformConfig
+from mlplat.tracking.datasets import DatasetStore
 from mlplat.tracking.experiments import ExperimentStore
+from mlplat.tracking.logged_models import LoggedModelStore
 from mlplat.tracking.runs import RunStore
 
 POOL_SIZE = 16
@@ -35,6 +37,8 @@ def gateway(config: PlatformConfig, replicas: int = 1) -> Any:
         services = Services(
             experiments=ExperimentStore(engine, ARTIFACT_ROOT),
             runs=RunStore(engine),
+            datasets=DatasetStore(engine),
+            logged_models=LoggedModelStore(engine),
             metrics=MetricShardClient(),
             registry=RegistryStore(engine),
             registry_writer=RegistryClient(),

@@ -18,6 +18,7 @@ from sqlalchemy import (
     SmallInteger,
     Table,
     Text,
+    UniqueConstraint,
     text,
 )
 from sqlalchemy.dialects.postgresql import DOUBLE_PRECISION, JSON, JSONB
@@ -132,6 +133,97 @@ run_tag = Table(
     Column("key", Text, primary_key=True),
     Column("value", Text, nullable=False),
     *_value_indexes("run_tag", "run_id"),
+)
+
+# -- datasets and logged models ----------------------------------------------------------------
+
+dataset = Table(
+    "dataset",
+    metadata,
+    Column("dataset_id", BigInteger, Identity(), primary_key=True),
+    Column("experiment_id", ForeignKey("experiment.experiment_id", ondelete="CASCADE"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("source_type", Text, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("schema", Text, nullable=True),
+    Column("profile", Text, nullable=True),
+    UniqueConstraint("experiment_id", "name", "digest"),
+)
+
+run_input = Table(
+    "run_input",
+    metadata,
+    Column("run_id", ForeignKey("run.run_id", ondelete="CASCADE"), primary_key=True),
+    Column("dataset_id", ForeignKey("dataset.dataset_id", ondelete="CASCADE"), primary_key=True),
+    # Key → value; MLflow's context of the dataset is the tag mlflow.data.context.
+    Column("tags", JSONB, nullable=False, server_default=text("'{}'")),
+    # Inputs are answered in the order in which they were logged.
+    Column("position", BigInteger, Identity(), nullable=False),
+    Index(None, "dataset_id"),
+)
+
+logged_model = Table(
+    "logged_model",
+    metadata,
+    Column("model_id", Text, primary_key=True),
+    Column("experiment_id", ForeignKey("experiment.experiment_id", ondelete="CASCADE"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("artifact_location", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("model_type", Text, nullable=True),
+    # No foreign key: a model outlives the run that made it.
+    Column("source_run_id", Text, nullable=True),
+    Column("deleted", Boolean, nullable=False, server_default=text("false")),
+    _time("created_at"),
+    _time("updated_at"),
+    Index(None, "experiment_id", text("created_at DESC"), "model_id"),
+    Index(None, "source_run_id"),
+)
+
+logged_model_param = Table(
+    "logged_model_param",
+    metadata,
+    Column("model_id", ForeignKey("logged_model.model_id", ondelete="CASCADE"), primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("value", Text, nullable=False),
+)
+
+logged_model_tag = Table(
+    "logged_model_tag",
+    metadata,
+    Column("model_id", ForeignKey("logged_model.model_id", ondelete="CASCADE"), primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("value", Text, nullable=False),
+)
+
+logged_model_metric = Table(
+    "logged_model_metric",
+    metadata,
+    Column("model_id", ForeignKey("logged_model.model_id", ondelete="CASCADE"), primary_key=True),
+    # Hash of all the other columns: a point that is sent again is the same row.
+    Column("digest", LargeBinary, primary_key=True),
+    Column("run_id", ForeignKey("run.run_id", ondelete="CASCADE"), nullable=False),
+    Column("key", Text, nullable=False),
+    Column("value", DOUBLE_PRECISION, nullable=False),
+    Column("timestamp", BigInteger, nullable=False),
+    Column("step", BigInteger, nullable=False),
+    Column("dataset_name", Text, nullable=True),
+    Column("dataset_digest", Text, nullable=True),
+    Index(None, "model_id", "key"),
+    Index(None, "run_id"),
+)
+
+run_model = Table(
+    "run_model",
+    metadata,
+    Column("run_id", ForeignKey("run.run_id", ondelete="CASCADE"), primary_key=True),
+    # "input" or "output" of the run.
+    Column("direction", Text, primary_key=True),
+    Column("model_id", ForeignKey("logged_model.model_id", ondelete="CASCADE"), primary_key=True),
+    Column("step", BigInteger, nullable=False),
+    Column("position", BigInteger, Identity(), nullable=False),
+    Index(None, "model_id"),
 )
 
 # -- metrics -----------------------------------------------------------------------------------

@@ -13,7 +13,9 @@ from mlplat.pipelines.model import Submission
 from mlplat.pipelines.store import PipelineStore
 from mlplat.registry.model import Command
 from mlplat.registry.store import RegistryStore
+from mlplat.tracking.datasets import DatasetStore
 from mlplat.tracking.experiments import ExperimentStore
+from mlplat.tracking.logged_models import LoggedModelStore
 from mlplat.tracking.model import RunUpdate
 from mlplat.tracking.runs import RunStore
 
@@ -60,6 +62,8 @@ class Services:
 
     experiments: ExperimentStore
     runs: RunStore
+    datasets: DatasetStore
+    logged_models: LoggedModelStore
     metrics: MetricsPort
     registry: RegistryStore
     registry_writer: RegistryPort

@@ -132,7 +132,7 @@ class ExperimentStore:
         check_name("experiment", name)
         try:
             async with self._engine.begin() as connection:
-                await self._require_active(connection, experiment_id)
+                await require_active_experiment(connection, experiment_id)
                 await self._update(connection, experiment_id, name=name)
         except IntegrityError as error:
             if not is_unique_violation(error):
@@ -149,14 +149,14 @@ class ExperimentStore:
             changed = await self._update(connection, experiment_id, only_if_deleted=not deleted, deleted=deleted)
             if not changed:
                 word = "active" if deleted else "deleted"
-                raise NotFound(f"No {word} Experiment with id={experiment_id} exists")
+                raise NotFound(f"No Experiment with id={experiment_id} exists that is {word}")
             await connection.execute(update(run).where(run.c.experiment_id == experiment_id).values(deleted=deleted))
 
     async def set_tag(self, experiment_id: int, key: str, value: str) -> None:
         """Sets one tag of an active experiment."""
         check_key("tag", key)
         async with self._engine.begin() as connection:
-            await self._require_active(connection, experiment_id)
+            await require_active_experiment(connection, experiment_id)
             await self._put_tags(connection, experiment_id, {key: value})
 
     async def delete_tag(self, experiment_id: int, key: str) -> None:
@@ -169,17 +169,9 @@ class ExperimentStore:
             experiment_tag.c.experiment_id == experiment_id, experiment_tag.c.key == key
         )
         async with self._engine.begin() as connection:
-            await self._require_active(connection, experiment_id)
+            await require_active_experiment(connection, experiment_id)
             if not (await connection.execute(statement)).rowcount:
                 raise NotFound(f"No tag with name: {key} in experiment with id={experiment_id}")
-
-    async def _require_active(self, connection: AsyncConnection, experiment_id: int) -> None:
-        query = select(experiment.c.deleted).where(experiment.c.experiment_id == experiment_id)
-        deleted = (await connection.execute(query.with_for_update(read=True))).scalar()
-        if deleted is None:
-            raise NotFound(f"No Experiment with id={experiment_id} exists")
-        if deleted:
-            raise InvalidInput(f"The experiment {experiment_id} must be in the 'active' state; it is deleted.")
 
     @staticmethod
     async def _update(
@@ -216,6 +208,24 @@ class ExperimentStore:
         for tag in (await connection.execute(tag_query)).all() if rows else []:
             tags.setdefault(tag.experiment_id, {})[tag.key] = tag.value
         return [_experiment(row, tags.get(row.experiment_id, {})) for row in rows]
+
+
+async def require_active_experiment(connection: AsyncConnection, experiment_id: int) -> str:
+    """The artifact location of an experiment that may be written to; it stays active until the transaction ends.
+
+    Raises:
+        NotFound: no such experiment.
+        InvalidInput: it is deleted.
+    """
+    query = select(experiment.c.artifact_location, experiment.c.deleted).where(
+        experiment.c.experiment_id == experiment_id
+    )
+    row = (await connection.execute(query.with_for_update(read=True))).first()
+    if row is None:
+        raise NotFound(f"No Experiment with id={experiment_id} exists")
+    if row.deleted:
+        raise InvalidInput(f"The experiment {experiment_id} must be in the 'active' state. Current state is deleted.")
+    return str(row.artifact_location)
 
 
 def _experiment(row: Row[Any], tags: dict[str, str]) -> Experiment:

@@ -134,11 +134,12 @@ EXPERIMENT_FIELDS = Fields(
     frozenset({"name", "experiment_id", "creation_time", "last_update_time"}), frozenset({Entity.TAG}), "experiment"
 )
 LOGGED_MODEL_FIELDS = Fields(
-    frozenset({"name", "model_id", "model_type", "status", "source_run_id", "experiment_id", "creation_timestamp",
-               "last_updated_timestamp"}),
+    frozenset({"name", "model_id", "model_type", "status", "source_run_id", "artifact_location",
+               "creation_timestamp", "last_updated_timestamp"}),
     frozenset({Entity.METRIC, Entity.PARAM, Entity.TAG}),
     "model",
-    {"creation_time": "creation_timestamp", "last_updated_time": "last_updated_timestamp"},
+    {"creation_time": "creation_timestamp", "creation_timestamp_ms": "creation_timestamp",
+     "last_updated_time": "last_updated_timestamp", "last_updated_timestamp_ms": "last_updated_timestamp"},
 )  # fmt: skip
 REGISTERED_MODEL_FIELDS = Fields(
     frozenset({"name", "creation_timestamp", "last_updated_timestamp"}), frozenset({Entity.TAG})

@@ -35,11 +35,20 @@ from sqlalchemy import (
     tuple_,
     union_all,
 )
-from sqlalchemy import table as named_table
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.types import DOUBLE_PRECISION, BigInteger
 
-from mlplat.db.tables import SHORT_VALUE, experiment, experiment_tag, number_sql, run, run_param, run_tag
+from mlplat.db.tables import (
+    SHORT_VALUE,
+    dataset,
+    experiment,
+    experiment_tag,
+    number_sql,
+    run,
+    run_input,
+    run_param,
+    run_tag,
+)
 from mlplat.metrics.queries import SEPARATOR
 from mlplat.tracking.fields import Entity, Field
 from mlplat.tracking.model import ViewType, from_ms
@@ -125,12 +134,10 @@ EXPERIMENTS = Tables(
     },
 )
 
-_dataset = named_table("dataset", column("dataset_id"), column("name", Text), column("digest", Text))
-_run_input = named_table("run_input", column("run_id", Text), column("dataset_id"), column("tags"))
 _DATASET_COLUMNS: dict[str, ColumnElement[Any]] = {
-    "name": _dataset.c.name,
-    "digest": _dataset.c.digest,
-    "context": _run_input.c.tags.op("->>", return_type=Text())("mlflow.data.context"),
+    "name": dataset.c.name,
+    "digest": dataset.c.digest,
+    "context": run_input.c.tags.op("->>", return_type=Text())("mlflow.data.context"),
 }
 
 
@@ -189,7 +196,7 @@ class FilterCompiler:
         if named.entity is Entity.METRIC:
             return among(self._metric_runs[comparison])
         if named.entity is Entity.ATTRIBUTE:
-            return _TESTS[comparison.comparator](self._tables.attributes[named.key], _bound(comparison))
+            return TESTS[comparison.comparator](self._tables.attributes[named.key], _bound(comparison))
         if comparison.comparator == "IS NULL":
             return not_(self._has(Comparison(named, "IS NOT NULL", None)))
         return self._has(comparison)
@@ -197,11 +204,11 @@ class FilterCompiler:
     def _has(self, comparison: Comparison) -> ColumnElement[bool]:
         """Whether an entry (a param, a tag, a dataset) passes."""
         if comparison.field.entity is Entity.DATASET:
-            queries, names = [_datasets(comparison)], [_run_input.c.run_id]
+            queries, names = [_datasets(comparison)], [run_input.c.run_id]
         else:
             pairs = self._tables.pairs[comparison.field.entity]
             names = [pairs.c[column.key] for column in self._tables.identity]
-            queries = [select(*names).where(condition) for condition in _entry_conditions(pairs, comparison)]
+            queries = [select(*names).where(condition) for condition in entry_conditions(pairs, comparison)]
         if self._probe:
             mine = and_(*(ours == theirs for ours, theirs in zip(names, self._tables.identity, strict=True)))
             return or_(*(_once(exists(query.where(mine).correlate(*_froms(self._tables)))) for query in queries))
@@ -220,19 +227,19 @@ def _once(condition: ColumnElement[bool]) -> ColumnElement[bool]:
 
 
 def _datasets(comparison: Comparison) -> Select[Any]:
-    joined = _run_input.join(_dataset, _dataset.c.dataset_id == _run_input.c.dataset_id)
+    joined = run_input.join(dataset, dataset.c.dataset_id == run_input.c.dataset_id)
     value = _DATASET_COLUMNS[comparison.field.key]
-    return select(_run_input.c.run_id).select_from(joined).where(_TESTS[comparison.comparator](value, comparison.value))
+    return select(run_input.c.run_id).select_from(joined).where(TESTS[comparison.comparator](value, comparison.value))
 
 
-def _entry_conditions(pairs: Table, comparison: Comparison) -> list[ColumnElement[bool]]:
+def entry_conditions(pairs: Table, comparison: Comparison) -> list[ColumnElement[bool]]:
     """Conditions of which an entry passes one, each for one index."""
     key = pairs.c.key == comparison.field.key
     if comparison.is_numeric:
         number = pairs.c.number if "number" in pairs.c else literal_column(number_sql(f"{pairs.name}.value"))
-        return [and_(key, number.is_not(None), _TESTS[comparison.comparator](number, comparison.value))]
+        return [and_(key, number.is_not(None), TESTS[comparison.comparator](number, comparison.value))]
     value: ColumnElement[Any] = pairs.c.value
-    test = true() if comparison.value is None else _TESTS[comparison.comparator](value, comparison.value)
+    test = true() if comparison.value is None else TESTS[comparison.comparator](value, comparison.value)
     conditions = [and_(key, is_short(value), test)]
     wanted = comparison.value if isinstance(comparison.value, tuple) else (comparison.value,)
     only_short = all(isinstance(text, str) and len(text) <= SHORT_VALUE for text in wanted)
@@ -252,7 +259,7 @@ def _bound(comparison: Comparison) -> float | str | tuple[float | datetime, ...]
 
 
 #: What each comparator of the grammar does to a column and a bound value.
-_TESTS: dict[str, Callable[[ColumnElement[Any], Any], ColumnElement[bool]]] = {
+TESTS: dict[str, Callable[[ColumnElement[Any], Any], ColumnElement[bool]]] = {
     "=": operator.eq,
     "!=": operator.ne,
     ">": operator.gt,

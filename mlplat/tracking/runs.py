@@ -32,19 +32,24 @@ from sqlalchemy.dialects.postgresql import ARRAY, aggregate_order_by
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from mlplat.db.tables import experiment, run, run_param, run_tag
+from mlplat.db.tables import run, run_param, run_tag
 from mlplat.errors import InvalidInput, NotFound
 from mlplat.keys import check_key
+from mlplat.tracking.experiments import require_active_experiment
 from mlplat.tracking.filters import is_short
+from mlplat.tracking.inputs import NO_LINKS, RunLinks
 from mlplat.tracking.model import (
     ATTEMPT_TAG,
+    MODEL_HISTORY_TAG,
     RUN_NAME_TAG,
     Run,
     RunStatus,
     RunUpdate,
+    append_model,
     cut_tag,
     random_run_name,
 )
+from mlplat.tracking.run_links import HAS_LINKS, load_links
 
 #: A plan made for any values would not know how many runs these match; the sets of a filter must fit in memory,
 #: else they are searched from front to end for every run.
@@ -93,17 +98,8 @@ class RunStore:
         name = name or tagged or random_run_name()
         tags = dict(tags) | {RUN_NAME_TAG: name}
         async with self._engine.begin() as connection:
-            query = select(experiment.c.artifact_location, experiment.c.deleted).where(
-                experiment.c.experiment_id == experiment_id
-            )
-            parent = (await connection.execute(query.with_for_update(read=True))).first()
-            if parent is None:
-                raise NotFound(f"No Experiment with id={experiment_id} exists")
-            if parent.deleted:
-                raise InvalidInput(
-                    f"The experiment {experiment_id} must be in the 'active' state. Current state is deleted."
-                )
-            artifact_uri = f"{parent.artifact_location}/{run_id}/artifacts"
+            location = await require_active_experiment(connection, experiment_id)
+            artifact_uri = f"{location.rstrip('/')}/{run_id}/artifacts"
             new = Run(run_id, experiment_id, name, RunStatus.RUNNING, user_id, artifact_uri, False, started_at, None,
                       {}, tags)  # fmt: skip
             row = upsert(run).values(
@@ -132,7 +128,7 @@ class RunStore:
             InvalidInput: it is deleted.
         """
         async with self._engine.connect() as connection:
-            return await _require_active(connection, run_id, for_write=False)
+            return await require_active(connection, run_id, for_write=False)
 
     async def update(self, run_id: str, status: RunStatus | None, ended_at: datetime | None, name: str | None) -> Run:
         """Changes what is not None."""
@@ -144,7 +140,7 @@ class RunStore:
         if name:
             values["name"] = name
         async with self._engine.begin() as connection:
-            await _require_active(connection, run_id)
+            await require_active(connection, run_id)
             if values:
                 await connection.execute(update(run).where(run.c.run_id == run_id).values(**values))
             if name:
@@ -163,6 +159,23 @@ class RunStore:
         async with self._engine.begin() as connection:
             return await write_update(connection, RunUpdate(run_id, dict(params), dict(tags)))
 
+    async def record_model(self, run_id: str, entry: Mapping[str, object]) -> None:
+        """Appends an entry, which is JSON, to the run's tag that lists its models; the newest ones are kept.
+
+        Raises:
+            NotFound: no such run.
+            InvalidInput: the run is deleted, or the tag was overwritten with something else than a JSON list.
+        """
+        where = run_tag.c.run_id == run_id, run_tag.c.key == MODEL_HISTORY_TAG
+        async with self._engine.begin() as connection:
+            await require_active(connection, run_id)
+            current = (await connection.execute(select(run_tag.c.value).where(*where))).scalar()
+            value = append_model(current, entry)
+            statement = upsert(run_tag).values(run_id=run_id, key=MODEL_HISTORY_TAG, value=value)
+            await connection.execute(
+                statement.on_conflict_do_update(index_elements=["run_id", "key"], set_={"value": value})
+            )
+
     async def delete_tag(self, run_id: str, key: str) -> None:
         """Removes one tag.
 
@@ -170,7 +183,7 @@ class RunStore:
             NotFound: no such run or tag.
         """
         async with self._engine.begin() as connection:
-            await _require_active(connection, run_id)
+            await require_active(connection, run_id)
             statement = delete(run_tag).where(run_tag.c.run_id == run_id, run_tag.c.key == key)
             if not (await connection.execute(statement)).rowcount:
                 raise NotFound(f"No tag with name: {key} in run with id {run_id}")
@@ -207,29 +220,32 @@ async def write_update(connection: AsyncConnection, new: RunUpdate) -> RunRef:
         InvalidInput: a param has another value already, or the run is deleted.
         NotFound: no such run.
     """
-    ref = await _require_active(connection, new.run_id)
+    ref = await require_active(connection, new.run_id)
     await _put_params(connection, new.run_id, new.params)
     await _put_tags(connection, new.run_id, new.tags)
     if RUN_NAME_TAG in new.tags:
-        name = new.tags[RUN_NAME_TAG]
+        name = cut_tag(new.tags[RUN_NAME_TAG])
         await connection.execute(update(run).where(run.c.run_id == new.run_id).values(name=name))
     return ref
 
 
 async def load_runs(connection: AsyncConnection, run_ids: Sequence[str]) -> list[Run]:
-    """The runs with params and tags, in the order of ``run_ids``; unknown ids are left out."""
+    """The runs with params, tags and links, in the order of ``run_ids``; unknown ids are left out."""
     if not run_ids:
         return []
     wanted = func.unnest(literal(list(run_ids), ARRAY(Text))).table_valued(
         column("run_id", Text), with_ordinality="position", name="wanted"
     ).render_derived()  # fmt: skip
     columns = [column for column in run.c if column.key != "run_id"]
+    entries = _entries(run_param).label("params"), _entries(run_tag).label("tags")
     query = (
-        select(run.c.run_id, *columns, _entries(run_param).label("params"), _entries(run_tag).label("tags"))
+        select(run.c.run_id, *columns, *entries, HAS_LINKS)
         .join_from(wanted, run, run.c.run_id == wanted.c.run_id)
         .order_by(wanted.c.position)
     )
-    return [_run(row) for row in (await connection.execute(query)).all()]
+    rows = (await connection.execute(query)).all()
+    links = await load_links(connection, [row.run_id for row in rows if row.has_links])
+    return [_run(row, links.get(row.run_id, NO_LINKS)) for row in rows]
 
 
 def _entries(pairs: Table) -> ColumnElement[Any]:
@@ -238,7 +254,13 @@ def _entries(pairs: Table) -> ColumnElement[Any]:
     return select(cast(built, Text)).where(pairs.c.run_id == run.c.run_id).correlate(run).scalar_subquery()
 
 
-async def _require_active(connection: AsyncConnection, run_id: str, *, for_write: bool = True) -> RunRef:
+async def require_active(connection: AsyncConnection, run_id: str, *, for_write: bool = True) -> RunRef:
+    """The run, if it may be written to; with ``for_write`` it is locked until the transaction ends.
+
+    Raises:
+        NotFound: no such run.
+        InvalidInput: it is deleted.
+    """
     query = select(run.c.experiment_id, run.c.deleted).where(run.c.run_id == run_id)
     # Writers of one run take turns, the run's row first: in any other order they could wait for one another.
     row = (await connection.execute(query.with_for_update() if for_write else query)).first()
@@ -273,9 +295,9 @@ async def _put_tags(connection: AsyncConnection, run_id: str, tags: Mapping[str,
     )
 
 
-def _run(row: Row[Any]) -> Run:
+def _run(row: Row[Any], links: RunLinks) -> Run:
     params, tags = (msgspec.json.decode(text or "{}", type=dict[str, str]) for text in (row.params, row.tags))
     return Run(
         row.run_id, row.experiment_id, row.name, RunStatus(row.status), row.user_id, row.artifact_uri, row.deleted,
-        row.started_at, row.ended_at, params, tags,
+        row.started_at, row.ended_at, params, tags, links,
     )  # fmt: skip

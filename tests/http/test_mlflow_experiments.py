@@ -85,7 +85,7 @@ async def test_a_taken_name_is_400_even_when_its_experiment_is_deleted(mlflow: M
         ("POST", "experiments/create", {"name": "  "}, 400, INVALID, "name"),
         ("POST", "experiments/create", {"name": "x" * 501}, 400, INVALID, "501 characters"),
         ("POST", "experiments/create", {"name": 7}, 400, INVALID, "$.name"),
-        ("POST", "experiments/create", {"name": None}, 400, INVALID, "$.name"),
+        ("POST", "experiments/create", {"name": None}, 400, INVALID, "Missing value for required parameter 'name'"),
         ("POST", "experiments/create", {"name": "x", "tags": "t"}, 400, INVALID, "$.tags"),
         ("POST", "experiments/create", {"name": "x", "tags": [{"value": "v"}]}, 400, INVALID, "key"),
         ("POST", "experiments/create", {"name": "x", "tags": [{"key": "../a"}]}, 400, INVALID, "Invalid tag name"),
@@ -175,6 +175,16 @@ async def test_search_views_are_named_or_numbered(mlflow: MLflow, view: str | in
 async def test_fields_that_are_unknown_are_ignored(mlflow: MLflow) -> None:
     created = await mlflow.call("POST", "experiments/create", name=unique("e"), surprise={"a": [1]})
     await mlflow.call("GET", "experiments/get", **created, surprise="x")
+
+
+async def test_a_null_is_a_field_that_is_not_set(mlflow: MLflow) -> None:
+    tags = [{"key": "a", "value": None}, {"key": "b", "value": "null"}]
+    created = await mlflow.call(
+        "POST", "experiments/create", name=unique("e"), artifact_location=None, tags=tags, extra={"a": None}
+    )  # fmt: skip
+    found = (await mlflow.call("GET", "experiments/get", **created))["experiment"]
+    assert {tag["key"]: tag["value"] for tag in found["tags"]} == {"a": "", "b": "null"}
+    await mlflow.refused(400, INVALID, "$.tags", "POST", "experiments/create", name=None, tags=[None])
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b"null", b'"x"', b"7", b'{"name": NaN}', b"\xff", b'{"name":"a\x00"}'])

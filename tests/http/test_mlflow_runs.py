@@ -86,6 +86,17 @@ async def test_an_unknown_status_changes_nothing(mlflow: MLflow) -> None:
     assert "end_time" not in info
 
 
+@pytest.mark.parametrize(
+    ("number", "name"), enumerate(["RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"], start=1)
+)
+async def test_a_status_may_be_sent_by_its_number(mlflow: MLflow, number: int, name: str) -> None:
+    for sent in (number, str(number)):
+        answer = await mlflow.call("POST", "runs/update", run_id=await mlflow.run(), status=sent)
+        assert answer["run_info"]["status"] == name
+    answer = await mlflow.call("POST", "runs/update", run_id=await mlflow.run(), status=6)
+    assert answer["run_info"]["status"] == "RUNNING"
+
+
 @pytest.mark.parametrize("status", ["RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"])
 async def test_every_status_is_a_name_on_the_wire(mlflow: MLflow, status: str) -> None:
     run_id = await mlflow.run()

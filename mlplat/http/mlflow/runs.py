@@ -1,15 +1,13 @@
-"""MLflow's run and artifact-listing endpoints."""
+"""MLflow's run endpoints."""
 
 from __future__ import annotations
 
-import asyncio
 import math
 import uuid
+from dataclasses import asdict
 
 import msgspec
 
-from mlplat.artifacts.model import safe_path
-from mlplat.errors import InvalidInput
 from mlplat.http.mlflow.endpoint import (
     Answer,
     Endpoint,
@@ -21,16 +19,13 @@ from mlplat.http.mlflow.endpoint import (
 )
 from mlplat.http.mlflow.experiments import Tag, view_type
 from mlplat.http.services import Services
-from mlplat.tracking.model import (
-    Run,
-    RunStatus,
-    from_ms,
-    parse_experiment_id,
-    to_ms,
-)
+from mlplat.tracking.inputs import DatasetInput, RunLinks
+from mlplat.tracking.model import Run, RunStatus, from_ms, parse_experiment_id, to_ms
 from mlplat.tracking.run_search import FoundRun, MetricPoint, search_runs, with_metrics
 
 MAX_PAGE = 50_000
+#: A status may be sent by its number.
+_STATUS_NUMBERS = {"1": "RUNNING", "2": "SCHEDULED", "3": "FINISHED", "4": "FAILED", "5": "KILLED"}
 #: A run's id follows from its request, so that a repeated request finds the run it made.
 RUN_ID_SPACE = uuid.UUID("6d6c706c-6174-4a72-8a75-6e2d69642d31")
 
@@ -55,7 +50,7 @@ class ById(msgspec.Struct):
 class Update(ById):
     """runs/update"""
 
-    status: str | None = None
+    status: str | int | None = None
     end_time: int | None = None
     run_name: str | None = None
 
@@ -69,18 +64,6 @@ class Search(msgspec.Struct):
     max_results: int = 1000
     order_by: list[str] = []
     page_token: str | None = None
-
-
-class SearchLoggedModels(msgspec.Struct):
-    """logged-models/search"""
-
-    experiment_ids: list[str] = []
-
-
-class ListArtifacts(ById):
-    """artifacts/list"""
-
-    path: str = ""
 
 
 def run_id_of(request: ById) -> str:
@@ -119,7 +102,27 @@ def wire_run(found: FoundRun) -> Answer:
         data["params"] = [{"key": key, "value": value} for key, value in found.run.params.items()]
     if found.run.tags:
         data["tags"] = [{"key": key, "value": value} for key, value in found.run.tags.items()]
-    return {"info": wire_info(found.run), "data": data, "inputs": {}, "outputs": {}}
+    return {"info": wire_info(found.run), "data": data} | wire_links(found.run.links)
+
+
+def wire_links(links: RunLinks) -> Answer:
+    """A run's inputs and outputs as MLflow writes them."""
+    inputs: Answer = {}
+    if links.datasets:
+        inputs["dataset_inputs"] = [_wire_input(one) for one in links.datasets]
+    if links.model_inputs:
+        inputs["model_inputs"] = [{"model_id": model_id} for model_id in links.model_inputs]
+    outputs: Answer = {}
+    if links.model_outputs:
+        outputs["model_outputs"] = [{"model_id": out.model_id, "step": out.step} for out in links.model_outputs]
+    return {"inputs": inputs, "outputs": outputs}
+
+
+def _wire_input(one: DatasetInput) -> Answer:
+    dataset = {key: value for key, value in asdict(one.dataset).items() if value is not None}
+    if not one.tags:
+        return {"dataset": dataset}
+    return {"tags": [{"key": key, "value": value} for key, value in one.tags.items()], "dataset": dataset}
 
 
 def _wire_point(point: MetricPoint) -> Answer:
@@ -145,7 +148,8 @@ async def get(services: Services, request: ById) -> Answer:
 async def update(services: Services, request: Update) -> Answer:
     """POST runs/update"""
     # MLflow ignores a status it does not know.
-    status = RunStatus(request.status) if request.status in set(RunStatus) else None
+    name = _STATUS_NUMBERS.get(str(request.status), request.status)
+    status = RunStatus(name) if name in set(RunStatus) else None
     ended_at = from_ms(request.end_time) if request.end_time is not None else None
     run = await services.runs.update(run_id_of(request), status, ended_at, request.run_name)
     return {"run_info": wire_info(run)}
@@ -173,42 +177,6 @@ async def search(services: Services, request: Search) -> Answer:
     return token_page("runs", [wire_run(found) for found in page.runs], page.next_token)
 
 
-async def list_artifacts(services: Services, request: ListArtifacts) -> Answer:
-    """GET artifacts/list"""
-    run = await services.runs.get(run_id_of(request))
-    path = safe_path(request.path)
-    answer: Answer = {"root_uri": run.artifact_uri}
-    root = artifact_root(run.artifact_uri)
-    entries = await asyncio.to_thread(services.artifacts.list, f"{root}/{path}" if path else root)
-    if entries:
-        answer["files"] = [
-            {"path": f"{path}/{entry.path}" if path else entry.path, "is_dir": entry.is_dir}
-            | ({} if entry.size is None else {"file_size": entry.size})
-            for entry in entries
-        ]
-    return answer
-
-
-def artifact_root(artifact_uri: str) -> str:
-    """Path in the artifact store of a URI behind the proxy.
-
-    Raises:
-        InvalidInput: the artifacts live elsewhere.
-    """
-    scheme, _colon, path = artifact_uri.partition(":")
-    if scheme != "mlflow-artifacts":
-        raise InvalidInput(f"The artifacts live at {artifact_uri}, which this platform does not serve.")
-    return safe_path(path.lstrip("/"))
-
-
-async def search_logged_models(_services: Services, _request: SearchLoggedModels) -> Answer:
-    """POST logged-models/search: always empty, because this API does not create logged models yet.
-
-    The client asks whenever it lists a run's artifacts, and takes anything but an answer as a failure.
-    """
-    return {}
-
-
 ENDPOINTS = (
     Endpoint(("POST",), "runs/create", Create, create),
     Endpoint(("GET",), "runs/get", ById, get),
@@ -216,6 +184,4 @@ ENDPOINTS = (
     Endpoint(("POST",), "runs/delete", ById, delete),
     Endpoint(("POST",), "runs/restore", ById, restore),
     Endpoint(("POST",), "runs/search", Search, search),
-    Endpoint(("GET",), "artifacts/list", ListArtifacts, list_artifacts),
-    Endpoint(("POST",), "logged-models/search", SearchLoggedModels, search_logged_models),
 )
