@@ -288,5 +288,4 @@ def _number(rank_and_value: list[SortValue]) -> float:
 
 
 def _hit(row: Row[Any]) -> _Hit:
-    run_id, *values = row
-    return _Hit(run_id, values)
+    return _Hit(row[0], list(row[1:]))

@@ -188,7 +188,8 @@ class RunStore:
         """The rows of a search's query, planned for its very values."""
         async with self._engine.connect() as connection:
             await connection.execute(_SEARCH_SETTINGS)
-            return (await connection.execute(query)).all()
+            rows: Sequence[Row[Any]] = (await connection.execute(query)).all()
+        return rows
 
     async def load(self, run_ids: Sequence[str]) -> list[Run]:
         """The runs in the order of ``run_ids``; unknown ids are left out."""
@@ -217,7 +218,7 @@ async def load_runs(connection: AsyncConnection, run_ids: Sequence[str]) -> list
         column("run_id", Text), with_ordinality="position", name="wanted"
     ).render_derived()  # fmt: skip
     columns = [column for column in run.c if column.key != "run_id"]
-    query = (
+    query: Select[Any] = (
         select(run.c.run_id, *columns, _entries(run_param).label("params"), _entries(run_tag).label("tags"))
         .join_from(wanted, run, run.c.run_id == wanted.c.run_id)
         .order_by(wanted.c.position)
