@@ -41,7 +41,7 @@ FIRST_SLICE = 256
 SLICE_GROWTH = 16
 #: Up to so many candidates are looked up one by one.
 MAX_PROBED = 5_000
-#: So many runs are few enough to be named to the metric store.
+#: So many runs are few enough to be named in one statement to the metric store.
 FEW = 2_000
 #: Rank of a run without the metric: after numbers (0) and NaN (1).
 MISSING = 2
@@ -81,14 +81,13 @@ class RunPage:
 
 
 async def with_metrics(reader: MetricReader, runs: Sequence[Run]) -> list[FoundRun]:
-    """Adds the last value of every metric; one query for all runs."""
-    if not runs:
-        return []
-    table = await reader.query(queries.latest([run.run_id for run in runs]))
+    """Adds the last value of every metric; one query for all the runs of a usual page."""
     points: dict[str, list[MetricPoint]] = {run.run_id: [] for run in runs}
-    columns = (table[name].to_pylist() for name in ("run_id", "key", "value", "timestamp", "step"))
-    for run_id, key, value, timestamp, step in zip(*columns, strict=True):
-        points[run_id].append(MetricPoint(key, value, timestamp, step))
+    for first in range(0, len(runs), FEW):
+        table = await reader.query(queries.latest([run.run_id for run in runs[first : first + FEW]]))
+        columns = (table[name].to_pylist() for name in ("run_id", "key", "value", "timestamp", "step"))
+        for run_id, key, value, timestamp, step in zip(*columns, strict=True):
+            points[run_id].append(MetricPoint(key, value, timestamp, step))
     return [FoundRun(run, points[run.run_id]) for run in runs]
 
 
