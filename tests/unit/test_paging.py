@@ -65,6 +65,11 @@ def test_a_token_of_another_query_is_refused() -> None:
         decode_token(token, digest("runs", [1], "b"), KINDS)
 
 
+def test_a_number_in_a_token_stays_in_bounds() -> None:
+    body = b'{"q":"q","v":["' + b"9" * 4_000 + b'"]}'
+    assert decode_token(base64.urlsafe_b64encode(body).decode(), "q", [Kind.NUMBER]) == [math.inf]
+
+
 def test_a_huge_token_is_refused() -> None:
     with pytest.raises(InvalidInput, match="Invalid page token"):
         decode_token("A" * 1_000_000, "q", KINDS)
