@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
+    Column,
     ColumnElement,
     FromClause,
     Select,
@@ -88,7 +89,7 @@ class Tables:
         nullable: attributes that may be missing.
     """
 
-    identity: tuple[ColumnElement[Any], ...]
+    identity: tuple[Column[Any], ...]
     attributes: Mapping[str, ColumnElement[Any]]
     pairs: Mapping[Entity, Table]
     ties: tuple[Term, ...]
@@ -207,7 +208,7 @@ class FilterCompiler:
             queries, names = [_datasets(comparison)], [run_input.c.run_id]
         else:
             pairs = self._tables.pairs[comparison.field.entity]
-            names = [pairs.c[column.key] for column in self._tables.identity]
+            names = [pairs.c[column.name] for column in self._tables.identity]
             queries = [select(*names).where(condition) for condition in entry_conditions(pairs, comparison)]
         if self._probe:
             mine = and_(*(ours == theirs for ours, theirs in zip(names, self._tables.identity, strict=True)))
@@ -218,7 +219,7 @@ class FilterCompiler:
 
 
 def _froms(tables: Tables) -> list[FromClause]:
-    return [column.table for column in tables.identity]  # type: ignore[attr-defined]  # they are columns of tables
+    return [column.table for column in tables.identity]
 
 
 def _once(condition: ColumnElement[bool]) -> ColumnElement[bool]:
@@ -351,7 +352,7 @@ def compile_order(
             compiled.terms.append(Term(value, order.ascending, _kind(named), named.key in tables.nullable))
         else:
             pairs = tables.pairs[named.entity].alias(f"pair_{number}")
-            mine = [pairs.c[column.key] == column for column in tables.identity]
+            mine = [pairs.c[column.name] == column for column in tables.identity]
             compiled.joins.append((pairs, and_(*mine, pairs.c.key == named.key)))
             compiled.terms.append(Term(pairs.c.value, order.ascending, Kind.TEXT, nullable=True))
     compiled.terms.extend(tables.ties)

@@ -41,7 +41,7 @@ FIRST_SLICE = 256
 SLICE_GROWTH = 16
 #: Up to so many candidates are looked up one by one.
 MAX_PROBED = 5_000
-#: So many runs are few enough to be named to the metric store.
+#: So many runs are few enough to be named in one statement to the metric store.
 FEW = 2_000
 #: Rank of a run without the metric: after numbers (0) and NaN (1).
 MISSING = 2
@@ -81,15 +81,20 @@ class RunPage:
 
 
 async def with_metrics(reader: MetricReader, runs: Sequence[Run]) -> list[FoundRun]:
-    """Adds the last value of every metric; one query for all runs."""
-    if not runs:
-        return []
-    table = await reader.query(queries.latest([run.run_id for run in runs]))
-    points: dict[str, list[MetricPoint]] = {run.run_id: [] for run in runs}
-    columns = (table[name].to_pylist() for name in ("run_id", "key", "value", "timestamp", "step"))
-    for run_id, key, value, timestamp, step in zip(*columns, strict=True):
-        points[run_id].append(MetricPoint(key, value, timestamp, step))
+    """Adds the last value of every metric."""
+    points = await _last_points(reader, [run.run_id for run in runs])
     return [FoundRun(run, points[run.run_id]) for run in runs]
+
+
+async def _last_points(reader: MetricReader, run_ids: Sequence[str]) -> dict[str, list[MetricPoint]]:
+    """One query for all the runs of a usual page."""
+    points: dict[str, list[MetricPoint]] = {run_id: [] for run_id in run_ids}
+    for first in range(0, len(run_ids), FEW):
+        table = await reader.query(queries.latest(run_ids[first : first + FEW]))
+        columns = (table[name].to_pylist() for name in ("run_id", "key", "value", "timestamp", "step"))
+        for run_id, key, value, timestamp, step in zip(*columns, strict=True):
+            points[run_id].append(MetricPoint(key, value, timestamp, step))
+    return points
 
 
 async def search_runs(
@@ -114,9 +119,10 @@ async def search_runs(
     if not inside:
         return RunPage([])
     found = await search.page(cursor, limit + 1)
-    runs = await store.load([hit.run_id for hit in found[:limit]])
+    run_ids = [hit.run_id for hit in found[:limit]]
+    runs, points = await asyncio.gather(store.load(run_ids), _last_points(reader, run_ids))
     token = encode_token(query, found[limit - 1].values) if len(found) > limit else None
-    return RunPage(await with_metrics(reader, runs), token)
+    return RunPage([FoundRun(run, points[run.run_id]) for run in runs], token)
 
 
 @dataclass(frozen=True)
@@ -288,5 +294,4 @@ def _number(rank_and_value: list[SortValue]) -> float:
 
 
 def _hit(row: Row[Any]) -> _Hit:
-    run_id, *values = row
-    return _Hit(run_id, values)
+    return _Hit(row[0], list(row[1:]))

@@ -192,7 +192,8 @@ class RunStore:
         """The rows of a search's query, planned for its very values."""
         async with self._engine.connect() as connection:
             await connection.execute(_SEARCH_SETTINGS)
-            return (await connection.execute(query)).all()
+            rows: Sequence[Row[Any]] = (await connection.execute(query)).all()
+        return rows
 
     async def load(self, run_ids: Sequence[str]) -> list[Run]:
         """The runs in the order of ``run_ids``; unknown ids are left out."""
@@ -238,7 +239,7 @@ async def load_runs(connection: AsyncConnection, run_ids: Sequence[str]) -> list
     ).render_derived()  # fmt: skip
     columns = [column for column in run.c if column.key != "run_id"]
     entries = _entries(run_param).label("params"), _entries(run_tag).label("tags")
-    query = (
+    query: Select[Any] = (
         select(run.c.run_id, *columns, *entries, HAS_LINKS)
         .join_from(wanted, run, run.c.run_id == wanted.c.run_id)
         .order_by(wanted.c.position)

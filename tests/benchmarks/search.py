@@ -34,14 +34,14 @@ SEARCHES: dict[str, tuple[str, list[str]]] = {
     "param, 1 in 10": ("params.p0 = '7'", []),
     "param as number, 1 in 100": ("params.p1 > 0.99", []),
     "tag, 1 in 50": ("tags.team = 'team-7'", []),
-    "metric, 1 in 2": ("metrics.m1 > 0.5", []),
+    "metric, 6 in 10": ("metrics.m1 > 0.4", []),
     "order by metric": ("", ["metrics.m1 DESC"]),
     "metric, param and tag, order by metric": (
         "metrics.m2 < 0.5 AND params.p1 < 0.5 AND tags.team != 'team-7'",
         ["metrics.m1"],
     ),
 }
-DEEP = ("no filter", "metric, 1 in 2", "order by metric")
+DEEP = ("no filter", "metric, 6 in 10", "order by metric")
 
 
 def run(platform: Platform) -> Iterator[Result]:

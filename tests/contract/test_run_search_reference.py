@@ -126,17 +126,17 @@ def _comparison(dice: random.Random) -> tuple[str, Any]:
             NUMERIC_PARAMS.get(run.params.get(key, "")), lambda found: _compare(found, numeric, value)
         )
     if kind in {"param", "tag"}:
-        key, value = dice.choice("pqtu"), dice.choice(PARAMS + TAGS)
+        key, text = dice.choice("pqtu"), dice.choice(PARAMS + TAGS)
         entity, table = ("params", "params") if kind == "param" else ("tags", "tags")
         equal = dice.choice(["=", "!=", "IN", "NOT IN"])
-        right = f"('{value}', '2')" if "IN" in equal else f"'{value}'"
-        values = {value, "2"} if "IN" in equal else {value}
+        right = f"('{text}', '2')" if "IN" in equal else f"'{text}'"
+        values = {text, "2"} if "IN" in equal else {text}
         return f"{entity}.{key} {equal} {right}", lambda run: _present(
             getattr(run, table).get(key), lambda found: (found in values) == (equal in {"=", "IN"})
         )
     if kind == "status":
-        value = dice.choice(STATUSES)
-        return f"status IN ('{value}', 'FAILED')", lambda run: run.status in {value, "FAILED"}
+        status = dice.choice(STATUSES)
+        return f"status IN ('{status}', 'FAILED')", lambda run: run.status in {status, "FAILED"}
     if kind == "null":
         key = dice.choice("pq")
         return f"params.{key} IS NULL", lambda run: key not in run.params

@@ -97,6 +97,9 @@ async def test_a_taken_name_is_400_even_when_its_experiment_is_deleted(mlflow: M
         ("POST", "experiments/set-experiment-tag", {"experiment_id": "0"}, 400, INVALID, "'key'"),
         ("POST", "experiments/set-experiment-tag", {"experiment_id": "0", "key": "/a"}, 400, INVALID, "Invalid tag"),
         ("POST", "experiments/delete-experiment-tag", {"experiment_id": "0", "key": "no"}, 404, MISSING, "No tag with"),
+        ("POST", "experiments/search", {}, 400, INVALID, "required parameter 'max_results'"),
+        ("POST", "experiments/search", {"max_results": 1, "filter": "x = 'y'"}, 400, INVALID, "Invalid attribute key"),
+        ("POST", "experiments/search", {"max_results": 1, "order_by": ["tags"]}, 400, INVALID, "Invalid attribute key"),
         ("POST", "experiments/search", {"max_results": 0}, 400, INVALID, "'max_results'"),
         ("POST", "experiments/search", {"max_results": 50_001}, 400, INVALID, "'max_results'"),
         ("POST", "experiments/search", {"max_results": "many"}, 400, INVALID, "$.max_results"),
@@ -154,6 +157,17 @@ async def test_search_pages_through_everything_newest_first(mlflow: MLflow) -> N
         fields["page_token"] = answer["next_page_token"]
     assert seen[:5] == numbers[::-1]
     assert len(set(seen)) == len(seen)
+
+
+async def test_search_filters_and_orders(mlflow: MLflow) -> None:
+    prefix = unique("found")
+    for name in ("b", "a", "c"):
+        number = await mlflow.experiment(f"{prefix}-{name}")
+        await mlflow.call("POST", "experiments/set-experiment-tag", experiment_id=number, key="odd", value=name)
+    fields = {"max_results": 10, "filter": f"name LIKE '{prefix}%' AND tags.odd != 'c'"}
+    for method in ("POST", "GET"):
+        answer = await mlflow.call(method, "experiments/search", **fields, order_by=["name"])
+        assert [found["name"] for found in answer["experiments"]] == [f"{prefix}-a", f"{prefix}-b"]
 
 
 @pytest.mark.parametrize(
