@@ -14,7 +14,8 @@ from mlplat.errors import PermissionDenied
 from mlplat.http.errors import error_response, install_error_handlers
 from mlplat.http.mlflow import artifacts, experiments, log_data, metric_history, registry, runs
 from mlplat.http.mlflow.endpoint import install
-from mlplat.http.routes import pipelines, platform
+from mlplat.http.routes import curves, pipelines, platform
+from mlplat.http.routes import runs as native_runs
 from mlplat.http.services import Services
 
 
@@ -84,5 +85,7 @@ def create_app(services: Services, version: str) -> FastAPI:
     artifacts.install(app, services)
     app.include_router(pipelines.router(services))
     app.include_router(platform.router(services))
+    app.include_router(curves.router(services))
+    app.include_router(native_runs.router(services))
     app.add_middleware(LocalOnly)
     return app

@@ -80,7 +80,63 @@ def latest(experiment_ids: Sequence[int], run_ids: Sequence[str]) -> Statement:
     )
 
 
+def summaries(experiment_ids: Sequence[int], run_ids: Sequence[str], limit: int) -> Statement:
+    """Rows ``(run_id, key, value, step, timestamp, min_value, max_value)``, at most ``limit``, by run and key.
+
+    The first three numbers are the last point's. A series of NaN alone has ``min_value`` inf and ``max_value`` -inf.
+    """
+    return Statement(
+        """
+        SELECT run_id, key, tupleElement(point, 1) AS value, tupleElement(point, 2) AS step,
+               tupleElement(point, 3) AS timestamp, min_value, max_value
+        FROM (
+            SELECT run_id, key, argMaxMerge(last) AS point, min(lowest.min_value) AS min_value,
+                   max(lowest.max_value) AS max_value
+            FROM metric_latest AS lowest
+            WHERE experiment_id IN {experiment_ids:Array(Int64)} AND run_id IN {run_ids:Array(String)}
+            GROUP BY experiment_id, key, run_id
+        )
+        ORDER BY run_id, key LIMIT {limit:UInt64}
+        """,
+        {"experiment_ids": list(experiment_ids), "run_ids": list(run_ids), "limit": limit},
+    )
+
+
+def series(experiment_ids: Sequence[int], run_ids: Sequence[str], keys: Sequence[str], limit: int) -> Statement:
+    """Rows ``(run_id, key)``, at most ``limit``: the series of the runs whose key is one of ``keys``.
+
+    ``*`` in a key stands for anything and ``?`` for one character.
+    """
+    exact = [key for key in keys if not _is_pattern(key)]
+    parameters: dict[str, object] = {
+        "experiment_ids": list(experiment_ids), "run_ids": list(run_ids), "keys": exact, "limit": limit,
+    }  # fmt: skip
+    condition = "key IN {keys:Array(String)}"
+    for number, pattern in enumerate(key for key in keys if _is_pattern(key)):
+        condition += f" OR key LIKE {{like{number}:String}}"
+        parameters[f"like{number}"] = _like(pattern)
+    return Statement(
+        f"""
+        SELECT DISTINCT run_id, key FROM metric_latest
+        WHERE experiment_id IN {{experiment_ids:Array(Int64)}} AND run_id IN {{run_ids:Array(String)}}
+          AND ({condition})
+        LIMIT {{limit:UInt64}}
+        """,  # noqa: S608 - the condition has placeholders only
+        parameters,
+    )
+
+
+def _is_pattern(key: str) -> bool:
+    return "*" in key or "?" in key
+
+
+def _like(pattern: str) -> str:
+    escaped = pattern.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    return escaped.replace("*", "%").replace("?", "_")
+
+
 _POSITION = "timestamp, step, isNaN(value), if(isNaN(value), 0, value)"
+_BY_STEP = "step, timestamp, isNaN(value), value"
 
 
 def history(run_id: str, key: str, limit: int, after: tuple[int, int, float] | None = None) -> Statement:
@@ -97,6 +153,49 @@ def history(run_id: str, key: str, limit: int, after: tuple[int, int, float] | N
         WHERE run_id = {{run_id:String}} AND key = {{key:String}} {condition}
         ORDER BY {_POSITION} LIMIT {{limit:UInt64}}
         """,  # noqa: S608 - `condition` is one of two literals
+        parameters,
+    )
+
+
+def histories(run_ids: Sequence[str], key: str, limit: int) -> Statement:
+    """Rows ``(run_id, timestamp, step, value)`` of all the runs in that order, at most ``limit`` in all."""
+    return Statement(
+        f"""
+        SELECT run_id, timestamp, step, value FROM metric_points FINAL
+        WHERE run_id IN {{run_ids:Array(String)}} AND key = {{key:String}}
+        ORDER BY run_id, {_POSITION} LIMIT {{limit:UInt64}}
+        """,  # noqa: S608 - a literal of this module
+        {"run_ids": list(run_ids), "key": key, "limit": limit},
+    )
+
+
+def sampled_histories(run_ids: Sequence[str], key: str, limit: int, steps: tuple[int, int] | None) -> Statement:
+    """Rows ``(run_id, timestamp, step, value)``: at most ``limit`` points of each run, in the order of ``run_ids``,
+    then of step, timestamp and value.
+
+    As MLflow picks them: the points are dealt out in order to ``limit`` tiles whose sizes differ by one at most,
+    and the first of each tile is kept, except that the run's last point stands for the last tile. ``steps`` are
+    the first and the last step to look at.
+    """
+    within, parameters = "", {"run_ids": list(run_ids), "key": key, "limit": limit}
+    if steps is not None:
+        within = "AND step BETWEEN {first:Int64} AND {last:Int64}"
+        parameters |= {"first": steps[0], "last": steps[1]}
+    return Statement(
+        f"""
+        WITH intDiv(points, {{limit:UInt64}}) AS small, (small + 1) * (points % {{limit:UInt64}}) AS in_large
+        SELECT run_id, timestamp, step, value FROM (
+            SELECT run_id, timestamp, step, value,
+                   toUInt64(row_number() OVER (PARTITION BY run_id ORDER BY {_BY_STEP})) - 1 AS place,
+                   count() OVER (PARTITION BY run_id) AS points
+            FROM metric_points FINAL
+            WHERE run_id IN {{run_ids:Array(String)}} AND key = {{key:String}} {within}
+        )
+        WHERE place = points - 1
+           OR (place != points - small
+               AND if(place < in_large, place % (small + 1), (place - in_large) % greatest(small, 1)) = 0)
+        ORDER BY indexOf({{run_ids:Array(String)}}, run_id), {_BY_STEP}
+        """,  # noqa: S608 - literals of this module
         parameters,
     )
 

@@ -7,7 +7,7 @@ and refuse writes. One call is one transaction: all of it or nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mlplat.db.tables import experiment, run, run_param, run_tag
 from mlplat.errors import InvalidInput, NotFound
+from mlplat.metrics.curves import RunOrigin
 from mlplat.tracking.filters import Order
 from mlplat.tracking.model import (
     ATTEMPT_TAG,
@@ -27,6 +28,7 @@ from mlplat.tracking.model import (
     check_key,
     cut_tag,
     random_run_name,
+    to_ms,
 )
 
 
@@ -100,6 +102,29 @@ class RunStore:
         if not found:
             raise NotFound(f"Run with id={run_id} not found")
         return found[0]
+
+    async def get_many(self, run_ids: Sequence[str]) -> list[Run]:
+        """The runs, deleted or not, in the order of ``run_ids``.
+
+        Raises:
+            NotFound: there is no run with one of the ids; the message names the first.
+        """
+        async with self._engine.connect() as connection:
+            found = await load_runs(connection, run_ids)
+        _require_all(run_ids, {run.run_id for run in found})
+        return found
+
+    async def origins(self, run_ids: Sequence[str]) -> list[RunOrigin]:
+        """What reading metrics needs to know of the runs, in the order of ``run_ids``; one statement.
+
+        Raises:
+            NotFound: there is no run with one of the ids; the message names the first.
+        """
+        query = select(run.c.run_id, run.c.experiment_id, run.c.started_at).where(run.c.run_id.in_(run_ids))
+        async with self._engine.connect() as connection:
+            rows = {row.run_id: row for row in await connection.execute(query)}
+        _require_all(run_ids, rows.keys())
+        return [RunOrigin(run_id, rows[run_id].experiment_id, to_ms(rows[run_id].started_at)) for run_id in run_ids]
 
     async def require_active(self, run_id: str) -> RunRef:
         """The run, if it may be written to.
@@ -206,6 +231,12 @@ async def load_runs(connection: AsyncConnection, run_ids: Sequence[str]) -> list
             into.setdefault(entry.run_id, {})[entry.key] = entry.value
     by_id = {row.run_id: _run(row, params.get(row.run_id, {}), tags.get(row.run_id, {})) for row in rows}
     return [by_id[run_id] for run_id in run_ids if run_id in by_id]
+
+
+def _require_all(run_ids: Sequence[str], found: Collection[str]) -> None:
+    for run_id in run_ids:
+        if run_id not in found:
+            raise NotFound(f"Run with id={run_id} not found")
 
 
 async def _require_active(connection: AsyncConnection, run_id: str, *, for_write: bool = True) -> RunRef:

@@ -27,12 +27,15 @@ Answer = dict[str, Any]
 
 @dataclass(frozen=True)
 class Endpoint:
-    """``methods`` and ``path`` below the prefix, the request's struct, and what answers it."""
+    """``methods`` and ``path`` below the prefix, the request's struct, and what answers it.
+
+    A handler may answer with a response of its own, to stream what is large.
+    """
 
     methods: tuple[str, ...]
     path: str
     request: type[msgspec.Struct]
-    handler: Callable[[Services, Any], Awaitable[Answer]]
+    handler: Callable[[Services, Any], Awaitable[Answer | Response]]
 
 
 def install(app: FastAPI, services: Services, endpoints: Sequence[Endpoint]) -> None:
@@ -48,6 +51,8 @@ def _route(services: Services, endpoint: Endpoint) -> Callable[[Request], Awaita
     async def route(request: Request) -> Response:
         request_id.set(request.headers.get("idempotency-key", "")[:MAX_IDEMPOTENCY_KEY] or uuid.uuid4().hex)
         answer = await endpoint.handler(services, await decode_request(request, endpoint.request))
+        if isinstance(answer, Response):
+            return answer
         return Response(msgspec.json.encode(answer), media_type="application/json")
 
     return route
