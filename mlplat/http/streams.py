@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+
+from mlplat.http.mlflow.endpoint import wire_double
 
 #: Pieces are sent together up to this size: each costs a hop through Ray.
 PIECE_BYTES = 256 * 1024
@@ -26,9 +28,7 @@ async def in_pieces(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 def wire_doubles(values: pa.Array | pa.ChunkedArray) -> list[float | str]:
     """Doubles as the API writes them: what JSON has no number for is "NaN", "Infinity" or "-Infinity"."""
-    numbers = np.asarray(values)
-    shown: list[float | str] = numbers.tolist()
-    for place in np.flatnonzero(~np.isfinite(numbers)).tolist():
-        number = numbers[place]
-        shown[place] = "NaN" if np.isnan(number) else "Infinity" if number > 0 else "-Infinity"
+    shown: list[float | str] = values.to_numpy(zero_copy_only=False).tolist()
+    for place in pc.indices_nonzero(pc.invert(pc.is_finite(values))).to_pylist():
+        shown[place] = wire_double(values[place].as_py())
     return shown
