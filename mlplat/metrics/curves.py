@@ -30,7 +30,7 @@ class RunOrigin:
 
 
 @dataclass(frozen=True)
-class Request:
+class CurveRequest:
     """Keys may hold ``*`` (anything) and ``?`` (one character). ``start`` and ``end`` bound the axis, both included."""
 
     runs: Sequence[RunOrigin]
@@ -66,7 +66,7 @@ class Curves:
     curves: list[Curve]
 
 
-async def read_curves(query: Query, request: Request) -> Curves:
+async def read_curves(query: Query, request: CurveRequest) -> Curves:
     """The curves that have points in the range; three statements, however many there are.
 
     Raises:
@@ -98,7 +98,7 @@ async def read_curves(query: Query, request: Request) -> Curves:
     )
 
 
-async def _select(query: Query, request: Request) -> Selection:
+async def _select(query: Query, request: CurveRequest) -> Selection:
     """The runs and keys that exist."""
     run_ids = [run.run_id for run in request.runs]
     experiment_ids = sorted({run.experiment_id for run in request.runs})

@@ -140,15 +140,18 @@ def _points(selection: Selection) -> tuple[str, dict[str, object]]:
     if len(selection.run_ids) * len(selection.keys) > 1:
         parameters["run_numbers"] = list(range(len(selection.run_ids)))
         parameters["key_numbers"] = list(range(len(selection.keys)))
-    if selection.axis is Axis.RELATIVE:
+    origin = ""
+    if selection.axis is Axis.RELATIVE and len(selection.run_ids) == 1:
+        origin, parameters["origin"] = "{origin:Int64} AS origin,", selection.origins[0]
+    elif selection.axis is Axis.RELATIVE:
+        origin = "transform(run_id, {run_ids:Array(String)}, {origins:Array(Int64)}, toInt64(0)) AS origin,"
         parameters["origins"] = list(selection.origins)
     for name, comparator, bound in (("start", ">=", selection.start), ("end", "<=", selection.end)):
         if bound is not None:
             bounds += f" AND x {comparator} {{{name}:Int64}}"
             parameters[name] = bound
-    origin = "transform(run_id, {run_ids:Array(String)}, {origins:Array(Int64)}, toInt64(0)) AS origin,"
     source = f"""
-        SELECT {_series(selection)} AS series, {origin if selection.axis is Axis.RELATIVE else ""}
+        SELECT {_series(selection)} AS series, {origin}
                {_AXES[selection.axis]} AS x, {main} AS main, {other} AS other,
                if(isNaN(value), nan, value + 0.) AS number
         FROM metric_points

@@ -88,22 +88,21 @@ def differences(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.differs]
 
 
-def flatten(document: object) -> dict[str, JsonValue]:
+def flatten(document: JsonValue) -> dict[str, JsonValue]:
     """A document's leaves by their path, as in ``packages.numpy``; lists are leaves.
 
     What is nested too deeply, and what comes after ``MAX_FACTS`` leaves, is left out.
     """
     flat: dict[str, JsonValue] = {}
 
-    def visit(path: str, value: object, depth: int) -> None:
-        if isinstance(value, Mapping):
+    def visit(path: str, value: JsonValue, depth: int) -> None:
+        if isinstance(value, dict):
             for key, inner in value.items() if depth < MAX_DEPTH else ():
-                visit(f"{path}.{key}" if path else str(key), inner, depth + 1)
-        elif value is not None and len(flat) < MAX_FACTS and path not in _NOT_FACTS:
-            flat[path] = value  # type: ignore[assignment]  # what a JSON document holds
+                visit(f"{path}.{key}" if path else key, inner, depth + 1)
+        elif value is not None and path and path not in _NOT_FACTS and len(flat) < MAX_FACTS:
+            flat[path] = value
 
     visit("", document, 0)
-    flat.pop("", None)
     return flat
 
 

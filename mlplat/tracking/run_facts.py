@@ -6,7 +6,7 @@ import msgspec
 
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.errors import NotFound
-from mlplat.tracking.comparison import Code, RunFacts, flatten, packages
+from mlplat.tracking.comparison import Code, JsonValue, RunFacts, flatten, packages
 from mlplat.tracking.model import Run
 
 ENVIRONMENT_FILE = "mlplat/environment.json"
@@ -48,8 +48,9 @@ def _read(store: ArtifactStore, path: str) -> bytes | None:
         return None
 
 
-def _decode(body: bytes | None) -> object:
+def _decode(body: bytes | None) -> JsonValue:
     try:
-        return None if body is None else msgspec.json.decode(body)
+        document: JsonValue = None if body is None else msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
+    return document

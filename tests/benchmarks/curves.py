@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import httpx
 
@@ -57,27 +58,27 @@ async def measure(http: httpx.AsyncClient, store: MetricStore, mirrored: bool = 
     [long] = await data.fill(1, ["loss"], LONG)
     for axis in ("step", "relative"):
         body = {"run_ids": [long], "keys": ["loss"], "axis": axis, "buckets": 1000}
-        spent = await _median(lambda body=body: _post(http, "/api/v1/metrics/curves", body))
+        spent = await _median(partial(_post, http, "/api/v1/metrics/curves", body))
         floor = _bare(store, [long], LONG // 1000)
         results.append(Result(f"curve of {LONG} points over {axis}, 1000 buckets", spent, "ms", floor, "<= 150"))
     runs = await data.fill(RUNS, [f"m{number}" for number in range(CURVES)], CURVE_POINTS)
     for buckets in (200, 1000):
         body = {"run_ids": runs, "keys": ["*"], "buckets": buckets}
-        spent = await _median(lambda body=body: _post(http, "/api/v1/metrics/curves", body))
+        spent = await _median(partial(_post, http, "/api/v1/metrics/curves", body))
         floor = _bare(store, runs, CURVE_POINTS // buckets)
         name = f"{RUNS} runs × {CURVES} curves of {CURVE_POINTS} points, {buckets} buckets"
         results.append(Result(name, spent, "ms", floor, "<= 200"))
     [wide] = await data.fill(1, [f"k{number}" for number in range(MANY_KEYS)], 1)
     floor = _timed(store, queries.latest([data.experiment], [wide]))
     for path in (f"/api/v1/runs/{wide}/metrics", f"{API}/runs/get?run_id={wide}"):
-        spent = await _median(lambda path=path: _get(http, path))
+        spent = await _median(partial(_get, http, path))
         results.append(Result(f"GET {path.split('?')[0].replace(wide, '…')}, {MANY_KEYS} keys", spent, "ms", floor,
                               "<= 300"))  # fmt: skip
     compared = await data.fill(COMPARED, [f"m{number}" for number in range(50)], 10)
-    spent = await _median(lambda: _post(http, "/api/v1/runs/compare", {"run_ids": compared}))
+    spent = await _median(partial(_post, http, "/api/v1/runs/compare", {"run_ids": compared}))
     floor = _timed(store, queries.summaries([data.experiment], compared, 100_000))
     results.append(Result(f"compare of {COMPARED} runs with 50 metrics", spent, "ms", floor))
-    spent = await _median(lambda: _get(http, f"{API}/metrics/get-history?run_id={long}&metric_key=loss"), 3)
+    spent = await _median(partial(_get, http, f"{API}/metrics/get-history?run_id={long}&metric_key=loss"), 3)
     floor = _timed(store, queries.history(long, "loss", LONG))
     results.append(Result(f"whole history of {LONG} points", spent, "ms", floor))
     return results

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mlplat.errors import InvalidInput
 from mlplat.metrics import curves
-from mlplat.metrics.curves import Curve, Curves, Request, RunOrigin, read_curves
+from mlplat.metrics.curves import Curve, CurveRequest, Curves, RunOrigin, read_curves
 from mlplat.metrics.downsample import Axis, Buckets
 from mlplat.metrics.model import Point, points_table
 from mlplat.metrics.queries import Statement
@@ -50,7 +50,7 @@ class Probe:
         start: int | None = None, end: int | None = None,
     ) -> Curves:  # fmt: skip
         origins = [RunOrigin(run, self.experiment, ORIGIN) for run in runs]
-        return await read_curves(self.query, Request(origins, keys, axis, start, end, buckets))
+        return await read_curves(self.query, CurveRequest(origins, keys, axis, start, end, buckets))
 
 
 @pytest.fixture(scope="session")

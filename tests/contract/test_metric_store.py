@@ -158,6 +158,21 @@ def test_paging_the_history_shows_every_point_once_while_points_arrive(probe: Pr
     assert seen == rows
 
 
+def test_a_summary_has_the_last_point_and_the_extremes(probe: Probe) -> None:
+    probe.write(*_points([(1, 1, 3.0), (2, 2, -1.0), (3, 3, NAN), (4, 0, 9.0)]))
+    probe.write(*_points([(3, 3, 2.0)]))
+    probe.write(Point("nan", NAN, 1, 1), Point("inf", -INF, 1, 1), Point("inf", 0.0, 2, 2))
+    rows = probe.store.query(queries.summaries([probe.experiment], [probe.run], 10)).to_pylist()
+    found = {row.pop("key"): row for row in rows}
+    assert list(found) == ["inf", "m", "nan"]
+    assert found["m"] == {
+        "run_id": probe.run, "value": 2.0, "step": 3, "timestamp": 3, "min_value": -1.0, "max_value": 9.0,
+    }  # fmt: skip
+    assert (found["inf"]["value"], found["inf"]["min_value"], found["inf"]["max_value"]) == (0.0, -INF, 0.0)
+    assert found["nan"]["min_value"] > found["nan"]["max_value"]
+    assert probe.store.query(queries.summaries([probe.experiment], [probe.run], 2)).num_rows == 2
+
+
 def test_predicates_compare_the_last_value(probe: Probe) -> None:
     runs = {name: unique(name) for name in ("low", "high", "nan", "inf", "was-high")}
     probe.write(Point("m", 0.5, 1, 1), run=runs["low"])
@@ -221,6 +236,12 @@ def test_closing_one_store_object_leaves_the_others_open(probe: Probe) -> None:
     other.close()
     probe.write(Point("m", 1.0, 1, 1))
     assert probe.history() == [(1, 1, 1.0)]
+
+
+def test_queries_of_the_embedded_store_use_every_core(metric_store: MetricStore) -> None:
+    plan = metric_store.query(Statement("EXPLAIN PIPELINE SELECT number % 7 AS rest, count() FROM numbers_mt(10000000) "
+                                        "GROUP BY rest SETTINGS max_threads = 2"))  # fmt: skip
+    assert any("× 2" in line for line in plan["explain"].to_pylist())
 
 
 def test_the_embedded_store_knows_its_free_space(metric_store: MetricStore) -> None:

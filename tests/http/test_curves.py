@@ -74,7 +74,7 @@ async def test_numbers_that_json_lacks_are_text(http: httpx.AsyncClient, mlflow:
 
 async def test_nothing_to_draw_is_an_empty_answer(http: httpx.AsyncClient, mlflow: MLflow) -> None:
     run = await mlflow.run()
-    empty = {"axis": "step", "bucket_start": None, "bucket_width": None, "curves": []}
+    empty: dict[str, Any] = {"axis": "step", "bucket_start": None, "bucket_width": None, "curves": []}
     assert await _read(http, run_ids=[run], keys=["m"]) == empty
     response = await http.post(URL, json={"run_ids": [run], "keys": ["*"]}, headers={"Accept": f"text/html, {ARROW}"})
     with pa.ipc.open_stream(response.content) as reader:

@@ -63,7 +63,7 @@ def test_values_may_be_judged_by_a_part_of_them() -> None:
 
 
 def test_a_document_is_flattened_to_its_leaves() -> None:
-    document = {
+    document: JsonValue = {
         "format": 1,
         "captured_at": "now",
         "python": "3.12",
@@ -82,12 +82,12 @@ def test_a_document_is_flattened_to_its_leaves() -> None:
 
 
 @pytest.mark.parametrize("document", [None, [], "text", 5, {}])
-def test_what_is_not_an_object_has_no_facts(document: object) -> None:
+def test_what_is_not_an_object_has_no_facts(document: JsonValue) -> None:
     assert flatten(document) == {}
 
 
 def test_flattening_is_bounded_in_depth_and_number() -> None:
-    deep: dict[str, object] = {"end": 1}
+    deep: dict[str, JsonValue] = {"end": 1}
     for _ in range(1_000):
         deep = {"x": deep}
     assert flatten({"shallow": 1, "deep": deep}) == {"shallow": 1}

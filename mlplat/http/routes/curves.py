@@ -15,8 +15,7 @@ from starlette.responses import Response, StreamingResponse
 
 from mlplat.http.services import Services
 from mlplat.http.streams import in_pieces, wire_doubles
-from mlplat.metrics import curves
-from mlplat.metrics.curves import Curve, Curves, read_curves
+from mlplat.metrics.curves import Curve, CurveRequest, Curves, read_curves
 from mlplat.metrics.downsample import Axis
 from mlplat.metrics.model import MAX_KEY_LENGTH, encode
 
@@ -91,7 +90,7 @@ def router(services: Services) -> APIRouter:
         runs = await services.runs.origins(list(dict.fromkeys(wanted.run_ids)))
         found = await read_curves(
             services.metrics.query,
-            curves.Request(runs, list(dict.fromkeys(wanted.keys)), wanted.axis, wanted.start, wanted.end,
+            CurveRequest(runs, list(dict.fromkeys(wanted.keys)), wanted.axis, wanted.start, wanted.end,
                            wanted.buckets),
         )  # fmt: skip
         if ARROW in request.headers.get("accept", ""):
