@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from mlplat.http.mlflow.endpoint import wire_double
 
@@ -28,7 +28,6 @@ async def in_pieces(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 def wire_doubles(values: pa.Array | pa.ChunkedArray) -> list[float | str]:
     """Doubles as the API writes them: what JSON has no number for is "NaN", "Infinity" or "-Infinity"."""
-    shown: list[float | str] = values.to_numpy(zero_copy_only=False).tolist()
-    for place in pc.indices_nonzero(pc.invert(pc.is_finite(values))).to_pylist():
-        shown[place] = wire_double(values[place].as_py())
-    return shown
+    # Not with Arrow's own functions: some of them never return for a column without chunks.
+    numbers = values.to_numpy(zero_copy_only=False).tolist()
+    return [number if math.isfinite(number) else wire_double(number) for number in numbers]
