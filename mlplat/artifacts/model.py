@@ -8,6 +8,8 @@ from urllib.parse import unquote
 
 from mlplat.errors import InvalidInput
 
+#: Artifacts behind the platform have URIs of this scheme, as MLflow names them.
+PROXY_SCHEME = "mlflow-artifacts"
 MAX_PATH_BYTES = 1_024
 MAX_SEGMENT_BYTES = 255
 MAX_DEPTH = 64
@@ -22,16 +24,26 @@ class ArtifactInfo:
     size: int | None
 
 
-def proxied_path(artifact_uri: str) -> str:
-    """Where a run's artifacts lie in the platform's store, from the run's ``artifact_uri``.
+def served_path(uri: str) -> str | None:
+    """Path in the artifact store of a URI that the platform serves, None when the artifacts live elsewhere.
 
     Raises:
-        InvalidInput: they live elsewhere, not behind the platform.
+        InvalidInput: the path in it is not allowed.
     """
-    scheme, _colon, path = artifact_uri.partition(":/")
-    if scheme != "mlflow-artifacts":
-        raise InvalidInput(f"artifacts of this run live at {artifact_uri}, not behind the platform")
-    return path.strip("/")
+    scheme, _colon, path = uri.partition(":")
+    return safe_path(path.lstrip("/")) if scheme == PROXY_SCHEME else None
+
+
+def proxied_path(uri: str) -> str:
+    """Path in the artifact store of a URI that the platform serves.
+
+    Raises:
+        InvalidInput: the artifacts live elsewhere, or the path in it is not allowed.
+    """
+    path = served_path(uri)
+    if path is None:
+        raise InvalidInput(f"The artifacts live at {uri}, which this platform does not serve.")
+    return path
 
 
 def safe_path(path: str) -> str:

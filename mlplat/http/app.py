@@ -24,7 +24,8 @@ from mlplat.http.mlflow import (
     runs,
 )
 from mlplat.http.mlflow.endpoint import install
-from mlplat.http.routes import console, pipelines, platform
+from mlplat.http.routes import console, curves, pipelines, platform
+from mlplat.http.routes import runs as native_runs
 from mlplat.http.services import Services
 
 
@@ -99,5 +100,7 @@ def create_app(services: Services, version: str) -> FastAPI:
     app.include_router(pipelines.router(services))
     app.include_router(console.router(services))
     app.include_router(platform.router(services))
+    app.include_router(curves.router(services))
+    app.include_router(native_runs.router(services))
     app.add_middleware(LocalOnly)
     return app

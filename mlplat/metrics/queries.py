@@ -10,9 +10,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-#: MLflow's comparators of a metric predicate; anything else never reaches a statement.
-COMPARATORS = frozenset({"=", "!=", ">", ">=", "<", "<=", "IN", "NOT IN"})
-
 
 @dataclass(frozen=True)
 class Statement:
@@ -24,16 +21,6 @@ class Statement:
     sql: str
     parameters: dict[str, object] = field(default_factory=dict)
     run_ids: tuple[str, ...] | None = None
-
-
-@dataclass(frozen=True)
-class MetricTest:
-    """A comparison of one aggregate (``last``, ``min``, ``max``) of a metric; ``value`` is a tuple for IN."""
-
-    key: str
-    aggregate: str
-    comparator: str
-    value: float | tuple[float, ...]
 
 
 def latest(run_ids: Sequence[str]) -> Statement:
@@ -50,7 +37,56 @@ def latest(run_ids: Sequence[str]) -> Statement:
     )
 
 
+def summaries(run_ids: Sequence[str], limit: int) -> Statement:
+    """Rows ``(run_id, key, value, step, timestamp, min_value, max_value)``, at most ``limit``.
+
+    The first three numbers are the last point's. A series of NaN alone has ``min_value`` inf and ``max_value`` -inf.
+    """
+    return Statement(
+        """
+        SELECT run_id, key, last_value AS value, last_step AS step, last_timestamp AS timestamp, min_value, max_value
+        FROM run_metrics FINAL
+        WHERE run_id IN {run_ids:Array(String)}
+        ORDER BY run_id, key LIMIT {limit:UInt64}
+        """,
+        {"run_ids": list(run_ids), "limit": limit},
+        tuple(run_ids),
+    )
+
+
+def series(run_ids: Sequence[str], keys: Sequence[str], limit: int) -> Statement:
+    """Rows ``(run_id, key)``, at most ``limit``: the series of the runs whose key is one of ``keys``.
+
+    ``*`` in a key stands for anything and ``?`` for one character.
+    """
+    exact = [key for key in keys if not _is_pattern(key)]
+    parameters: dict[str, object] = {"run_ids": list(run_ids), "keys": exact, "limit": limit}
+    condition = "key IN {keys:Array(String)}"
+    for number, pattern in enumerate(key for key in keys if _is_pattern(key)):
+        condition += f" OR key LIKE {{like{number}:String}}"
+        parameters[f"like{number}"] = _like(pattern)
+    return Statement(
+        f"""
+        SELECT DISTINCT run_id, key FROM run_metrics
+        WHERE run_id IN {{run_ids:Array(String)}} AND ({condition})
+        LIMIT {{limit:UInt64}}
+        """,  # noqa: S608 - the condition has placeholders only
+        parameters,
+        tuple(run_ids),
+    )
+
+
+def _is_pattern(key: str) -> bool:
+    return "*" in key or "?" in key
+
+
+def _like(pattern: str) -> str:
+    escaped = pattern.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    return escaped.replace("*", "%").replace("?", "_")
+
+
 _POSITION = "timestamp, step, isNaN(value), if(isNaN(value), 0, value)"
+_BY_STEP = "step, timestamp, isNaN(value), value"
 
 
 def history(run_id: str, key: str, limit: int, after: tuple[int, int, float] | None = None) -> Statement:
@@ -72,118 +108,46 @@ def history(run_id: str, key: str, limit: int, after: tuple[int, int, float] | N
     )
 
 
-#: Between the parts of a joined text; no run id contains it.
-SEPARATOR = "\x1f"
-_JOINED = "arrayStringConcat(groupArray(toString({})), '\\x1f')"
-#: Nothing but NaN leaves the infinities that the feed starts from.
-_AGGREGATES = {
-    "last": "last_value",
-    "min": "if(min_value > max_value, nan, min_value)",
-    "max": "if(min_value > max_value, nan, max_value)",
-}
-_INSIDE = "experiment_id IN {experiment_ids:Array(Int64)}"
-
-
-class _Where:
-    """Conditions with bound values, on ``metric_latest`` of some experiments."""
-
-    def __init__(self, experiment_ids: Sequence[int], key: str, tests: Sequence[MetricTest]) -> None:
-        self.parameters: dict[str, object] = {"experiment_ids": list(experiment_ids)}
-        by_key: dict[str, list[MetricTest]] = {key: []}
-        for test in tests:
-            by_key.setdefault(test.key, []).append(test)
-        own = self._of_key(key, by_key.pop(key))
-        others = [
-            f"run_id IN (SELECT run_id FROM metric_latest FINAL WHERE {self._of_key(other, its)})"  # noqa: S608
-            for other, its in by_key.items()
-        ]
-        self.sql = " AND ".join([own, *others])
-
-    def _bind(self, kind: str, value: object) -> str:
-        name = f"p{len(self.parameters)}"
-        self.parameters[name] = value
-        return f"{{{name}:{kind}}}"
-
-    def _of_key(self, key: str, tests: Sequence[MetricTest]) -> str:
-        return " AND ".join([_INSIDE, f"key = {self._bind('String', key)}", *map(self._test, tests)])
-
-    def _test(self, test: MetricTest) -> str:
-        assert test.comparator in COMPARATORS
-        many = isinstance(test.value, tuple)
-        bound = self._bind("Array(Float64)", list(test.value)) if many else self._bind("Float64", test.value)  # type: ignore[arg-type]
-        return f"{_AGGREGATES[test.aggregate]} {test.comparator} {bound}"
-
-
-def matching(experiment_ids: Sequence[int], tests: Sequence[MetricTest]) -> Statement:
-    """One row ``(run_ids)``: the runs that pass every test, joined by ``SEPARATOR``."""
-    where = _Where(experiment_ids, tests[0].key, tests)
-    return Statement(
-        f"SELECT {_JOINED.format('run_id')} AS run_ids FROM metric_latest FINAL WHERE {where.sql}",  # noqa: S608
-        where.parameters,
-    )
-
-
-def values(experiment_ids: Sequence[int], key: str, aggregate: str) -> Statement:
-    """One row ``(run_ids, in_experiments, numbers)``: an aggregate of ``key`` in every run that has it, joined."""
-    where = _Where(experiment_ids, key, ())
+def histories(run_ids: Sequence[str], key: str, limit: int) -> Statement:
+    """Rows ``(run_id, timestamp, step, value)`` of all the runs in that order, at most ``limit`` in all."""
     return Statement(
         f"""
-        SELECT {_joined_columns()}
-        FROM (
-            SELECT run_id, experiment_id, {_AGGREGATES[aggregate]} AS value
-            FROM metric_latest FINAL WHERE {where.sql}
-        )
-        """,  # noqa: S608
-        where.parameters,
+        SELECT run_id, timestamp, step, value FROM metric_points FINAL
+        WHERE run_id IN {{run_ids:Array(String)}} AND key = {{key:String}}
+        ORDER BY run_id, {_POSITION} LIMIT {{limit:UInt64}}
+        """,  # noqa: S608 - a literal of this module
+        {"run_ids": list(run_ids), "key": key, "limit": limit},
+        tuple(run_ids),
     )
 
 
-def ordered(
-    experiment_ids: Sequence[int],
-    key: str,
-    aggregate: str,
-    ascending: bool,
-    tests: Sequence[MetricTest],
-    limit: int,
-    start: tuple[float, bool] | None,
-    run_ids: Sequence[str] | None = None,
-) -> Statement:
-    """The runs with the first values of ``key``: numbers in the direction asked for, then NaN.
+def sampled_histories(run_ids: Sequence[str], key: str, limit: int, steps: tuple[int, int] | None) -> Statement:
+    """Rows ``(run_id, timestamp, step, value)``: at most ``limit`` points of each run, in the order of ``run_ids``,
+    then of step, timestamp and value.
 
-    At least ``limit`` runs, unless there are fewer: every run with the last value is among them.
-    One row ``(run_ids, in_experiments, numbers, found, last_nan, last_number)``, the first three joined.
-
-    Args:
-        start: a value, and True to leave the runs that have it out.
-        run_ids: the only runs that count.
+    As MLflow picks them: the points are dealt out in order to ``limit`` tiles whose sizes differ by one at most,
+    and the first of each tile is kept, except that the run's last point stands for the last tile. ``steps`` are
+    the first and the last step to look at.
     """
-    where = _Where(experiment_ids, key, tests)
-    sign = "" if ascending else "-"
-    after = "1"
-    if start is not None:
-        value, exclusive = start
-        is_nan = math.isnan(value)
-        where.parameters |= {"nan": int(is_nan), "number": 0.0 if is_nan else value if ascending else -value}
-        after = f"(is_nan, position) {'>' if exclusive else '>='} ({{nan:UInt8}}, {{number:Float64}})"
-    if run_ids is not None:
-        where.parameters["run_ids"] = list(run_ids)
-        after += " AND run_id IN {run_ids:Array(String)}"
+    within, parameters = "", {"run_ids": list(run_ids), "key": key, "limit": limit}
+    if steps is not None:
+        within = "AND step BETWEEN {first:Int64} AND {last:Int64}"
+        parameters |= {"first": steps[0], "last": steps[1]}
     return Statement(
         f"""
-        SELECT {_joined_columns()}, count() AS found, max((is_nan, position)) AS last,
-               tupleElement(last, 1) AS last_nan, {sign}tupleElement(last, 2) AS last_number
-        FROM (
-            SELECT run_id, experiment_id, {_AGGREGATES[aggregate]} AS value, isNaN(value) AS is_nan,
-                   if(is_nan, 0, {sign}value) AS position
-            FROM metric_latest FINAL
-            WHERE {where.sql} AND {after}
-            ORDER BY is_nan, position LIMIT {{limit:UInt64}} WITH TIES
+        WITH intDiv(points, {{limit:UInt64}}) AS small, (small + 1) * (points % {{limit:UInt64}}) AS in_large
+        SELECT run_id, timestamp, step, value FROM (
+            SELECT run_id, timestamp, step, value,
+                   toUInt64(row_number() OVER (PARTITION BY run_id ORDER BY {_BY_STEP})) - 1 AS place,
+                   count() OVER (PARTITION BY run_id) AS points
+            FROM metric_points FINAL
+            WHERE run_id IN {{run_ids:Array(String)}} AND key = {{key:String}} {within}
         )
-        """,  # noqa: S608
-        where.parameters | {"limit": limit},
+        WHERE place = points - 1
+           OR (place != points - small
+               AND if(place < in_large, place % (small + 1), (place - in_large) % greatest(small, 1)) = 0)
+        ORDER BY indexOf({{run_ids:Array(String)}}, run_id), {_BY_STEP}
+        """,  # noqa: S608 - literals of this module
+        parameters,
+        tuple(run_ids),
     )
-
-
-def _joined_columns() -> str:
-    columns = {"run_ids": "run_id", "in_experiments": "experiment_id", "numbers": "value"}
-    return ", ".join(f"{_JOINED.format(column)} AS {name}" for name, column in columns.items())

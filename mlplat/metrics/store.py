@@ -29,6 +29,8 @@ CHDB_OPTIONS = {
     "background_pool_size": "1",
     "background_schedule_pool_size": "1",
 }
+#: By default a query takes one thread per free GiB, which below that cap would always be a single one.
+CHDB_SETTINGS = {"max_threads_min_free_memory_per_thread": 0}
 QUERY_TIMEOUT_S = 60
 
 
@@ -112,7 +114,9 @@ class MetricStore:
     def _open(self) -> Any:
         if self.is_embedded:
             self._path().mkdir(parents=True, exist_ok=True)
-            return clickhouse_connect.get_client(interface="chdb", path=str(self._path()), chdb_options=CHDB_OPTIONS)
+            return clickhouse_connect.get_client(
+                interface="chdb", path=str(self._path()), chdb_options=CHDB_OPTIONS, settings=CHDB_SETTINGS
+            )
         return clickhouse_connect.get_client(
             dsn=self._url.replace("clickhouses://", "https://").replace("clickhouse://", "http://"),
             connect_timeout=5,

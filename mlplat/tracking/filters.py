@@ -50,7 +50,7 @@ from mlplat.db.tables import (
     run_param,
     run_tag,
 )
-from mlplat.metrics.queries import SEPARATOR
+from mlplat.metrics.ranking import SEPARATOR
 from mlplat.tracking.fields import Entity, Field
 from mlplat.tracking.model import ViewType, from_ms
 from mlplat.tracking.paging import Kind, SortValue

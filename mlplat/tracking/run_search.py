@@ -27,8 +27,9 @@ import pyarrow as pa
 from sqlalchemy import ColumnElement, FromClause, Row, and_, not_, select, true
 
 from mlplat.db.tables import run
-from mlplat.metrics import queries
-from mlplat.metrics.queries import MetricTest, Statement
+from mlplat.metrics import queries, ranking
+from mlplat.metrics.queries import Statement
+from mlplat.metrics.ranking import MetricTest
 from mlplat.tracking.fields import Entity, Field
 from mlplat.tracking.filters import RUNS, FilterCompiler, MetricRuns, MetricValues, Order, among, compile_order, visible
 from mlplat.tracking.model import Run, ViewType
@@ -208,7 +209,7 @@ class _Search:
     async def _slice(
         self, order: OrderBy, size: int, start: tuple[float, bool] | None, run_ids: list[str] | None
     ) -> _Slice:
-        statement = queries.ordered(
+        statement = ranking.ordered(
             self._experiment_ids, order.field.key, order.field.aggregate, order.ascending, self._tests, size, start,
             run_ids,
         )  # fmt: skip
@@ -218,7 +219,7 @@ class _Search:
 
     async def _without(self, named: Field, cursor: list[SortValue] | None, limit: int) -> list[_Hit]:
         """Runs that have no value of a metric, in the order's other keys."""
-        having = await self._ask(queries.values(self._experiment_ids, named.key, named.aggregate))
+        having = await self._ask(ranking.values(self._experiment_ids, named.key, named.aggregate))
         rest = None if cursor is None or cursor[0] != MISSING else cursor[2:]
         condition = and_(not_(among(having["run_ids"])), await self._passing())
         hits = await self._direct(self._orders[1:], rest, limit, condition)
@@ -253,18 +254,18 @@ class _Search:
         """Runs that pass all the metric tests that must hold together."""
         if not self._tests:
             return true()
-        return among((await self._ask(queries.matching(self._experiment_ids, self._tests)))["run_ids"])
+        return among((await self._ask(ranking.matching(self._experiment_ids, self._tests)))["run_ids"])
 
     async def _runs_of_other_comparisons(self) -> dict[Comparison, str]:
         wanted = list({found for found in comparisons(self._rest) if found.field.entity is Entity.METRIC})
-        statements = [queries.matching(self._experiment_ids, [_metric_test(found)]) for found in wanted]
+        statements = [ranking.matching(self._experiment_ids, [_metric_test(found)]) for found in wanted]
         answers = await asyncio.gather(*map(self._ask, statements))
         return {found: answer["run_ids"] for found, answer in zip(wanted, answers, strict=True)}
 
     async def _values(self, orders: Sequence[OrderBy]) -> dict[Field, MetricValues]:
         """The values of all the metrics in an order, in all the runs."""
         wanted = [order.field for order in orders if order.field.entity is Entity.METRIC]
-        statements = [queries.values(self._experiment_ids, named.key, named.aggregate) for named in wanted]
+        statements = [ranking.values(self._experiment_ids, named.key, named.aggregate) for named in wanted]
         answers = await asyncio.gather(*map(self._ask, statements))
         return {named: _values_of(answer) for named, answer in zip(wanted, answers, strict=True)}
 

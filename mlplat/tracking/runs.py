@@ -7,7 +7,7 @@ and refuse writes. One call is one transaction: all of it or nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -35,6 +35,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from mlplat.db.tables import run, run_param, run_tag
 from mlplat.errors import InvalidInput, NotFound
 from mlplat.keys import check_key
+from mlplat.metrics.curves import RunOrigin
 from mlplat.tracking.experiments import require_active_experiment
 from mlplat.tracking.filters import is_short
 from mlplat.tracking.inputs import NO_LINKS, RunLinks
@@ -48,6 +49,7 @@ from mlplat.tracking.model import (
     append_model,
     cut_tag,
     random_run_name,
+    to_ms,
 )
 from mlplat.tracking.run_links import HAS_LINKS, load_links
 
@@ -119,6 +121,29 @@ class RunStore:
         if not found:
             raise NotFound(f"Run with id={run_id} not found")
         return found[0]
+
+    async def get_many(self, run_ids: Sequence[str]) -> list[Run]:
+        """The runs, deleted or not, in the order of ``run_ids``.
+
+        Raises:
+            NotFound: there is no run with one of the ids; the message names the first.
+        """
+        async with self._engine.connect() as connection:
+            found = await load_runs(connection, run_ids)
+        _require_all(run_ids, {run.run_id for run in found})
+        return found
+
+    async def origins(self, run_ids: Sequence[str]) -> list[RunOrigin]:
+        """What reading metrics needs to know of the runs, in the order of ``run_ids``; one statement.
+
+        Raises:
+            NotFound: there is no run with one of the ids; the message names the first.
+        """
+        query = select(run.c.run_id, run.c.started_at).where(run.c.run_id.in_(run_ids))
+        async with self._engine.connect() as connection:
+            rows = {row.run_id: row for row in await connection.execute(query)}
+        _require_all(run_ids, rows.keys())
+        return [RunOrigin(run_id, to_ms(rows[run_id].started_at)) for run_id in run_ids]
 
     async def require_active(self, run_id: str) -> RunRef:
         """The run, if it may be written to.
@@ -253,6 +278,12 @@ def _entries(pairs: Table) -> ColumnElement[Any]:
     """A run's params or tags as one JSON object: a row for each would cost more than the rest of the search."""
     built = func.json_object_agg(pairs.c.key, aggregate_order_by(pairs.c.value, pairs.c.key))
     return select(cast(built, Text)).where(pairs.c.run_id == run.c.run_id).correlate(run).scalar_subquery()
+
+
+def _require_all(run_ids: Sequence[str], found: Collection[str]) -> None:
+    for run_id in run_ids:
+        if run_id not in found:
+            raise NotFound(f"Run with id={run_id} not found")
 
 
 async def require_active(connection: AsyncConnection, run_id: str, *, for_write: bool = True) -> RunRef:

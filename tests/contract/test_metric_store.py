@@ -9,9 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from mlplat.errors import Unavailable
-from mlplat.metrics import queries
+from mlplat.metrics import queries, ranking
 from mlplat.metrics.model import Point
-from mlplat.metrics.queries import SEPARATOR, MetricTest, Statement
+from mlplat.metrics.queries import Statement
+from mlplat.metrics.ranking import SEPARATOR, MetricTest
 from mlplat.metrics.store import MetricStore
 from tests.contract.chdb import another_store, stored, stored_points, unique, unique_number
 
@@ -44,7 +45,7 @@ class Probe:
         return self.passing(MetricTest(key, "last", comparator, value))
 
     def passing(self, *tests: MetricTest) -> set[str]:
-        [row] = self.store.query(queries.matching([self.experiment], tests)).to_pylist()
+        [row] = self.store.query(ranking.matching([self.experiment], tests)).to_pylist()
         return set(row["run_ids"].split(SEPARATOR)) - {""}
 
 
@@ -111,7 +112,7 @@ def test_last_values_are_per_key_run_and_experiment(probe: Probe, metric_store: 
         key=lambda row: (row[0], row[1].encode()),
     )
     assert other.latest() == (4.0, 9, 1)
-    [row] = probe.store.query(queries.values([probe.experiment], "m", "last")).to_pylist()
+    [row] = probe.store.query(ranking.values([probe.experiment], "m", "last")).to_pylist()
     run_ids, numbers = row["run_ids"].split(SEPARATOR), row["numbers"].split(SEPARATOR)
     assert dict(zip(run_ids, map(float, numbers), strict=True)) == {probe.run: 1.0, second: 3.0}
     assert set(row["in_experiments"].split(SEPARATOR)) == {str(probe.experiment)}
@@ -162,6 +163,21 @@ def test_paging_the_history_shows_every_point_once_while_points_arrive(probe: Pr
     assert seen == rows
 
 
+def test_a_summary_has_the_last_point_and_the_extremes(probe: Probe) -> None:
+    probe.write(*_points([(1, 1, 3.0), (2, 2, -1.0), (3, 3, NAN), (4, 0, 9.0)]))
+    probe.write(*_points([(3, 3, 2.0)]))
+    probe.write(Point("nan", NAN, 1, 1), Point("inf", -INF, 1, 1), Point("inf", 0.0, 2, 2))
+    rows = probe.store.query(queries.summaries([probe.run], 10)).to_pylist()
+    found = {row.pop("key"): row for row in rows}
+    assert list(found) == ["inf", "m", "nan"]
+    assert found["m"] == {
+        "run_id": probe.run, "value": 2.0, "step": 3, "timestamp": 3, "min_value": -1.0, "max_value": 9.0,
+    }  # fmt: skip
+    assert (found["inf"]["value"], found["inf"]["min_value"], found["inf"]["max_value"]) == (0.0, -INF, 0.0)
+    assert found["nan"]["min_value"] > found["nan"]["max_value"]
+    assert probe.store.query(queries.summaries([probe.run], 2)).num_rows == 2
+
+
 def test_predicates_compare_the_last_value(probe: Probe) -> None:
     runs = {name: unique(name) for name in ("low", "high", "nan", "inf", "was-high")}
     probe.write(Point("m", 0.5, 1, 1), run=runs["low"])
@@ -189,7 +205,7 @@ def test_predicates_look_into_the_named_experiments_only(probe: Probe, metric_st
     probe.write(Point("m", 1.0, 1, 1))
     other.write(Point("m", 1.0, 1, 1))
     assert probe.matching("=", 1.0) == {probe.run}
-    [row] = probe.store.query(queries.matching([], [MetricTest("m", "last", "=", 1.0)])).to_pylist()
+    [row] = probe.store.query(ranking.matching([], [MetricTest("m", "last", "=", 1.0)])).to_pylist()
     assert row["run_ids"] == ""
 
 
@@ -215,7 +231,7 @@ def test_values_come_in_order_in_slices_with_ties_and_nan_last(probe: Probe, asc
     seen: list[str] = []
     start: tuple[float, bool] | None = None
     while True:
-        statement = queries.ordered([probe.experiment], "m", "last", ascending, (), 2, start)
+        statement = ranking.ordered([probe.experiment], "m", "last", ascending, (), 2, start)
         [row] = probe.store.query(statement).to_pylist()
         seen += row["run_ids"].split(SEPARATOR) if row["found"] else []
         if row["found"] < 2:
@@ -259,6 +275,12 @@ def test_closing_one_store_object_leaves_the_others_open(probe: Probe) -> None:
     other.close()
     probe.write(Point("m", 1.0, 1, 1))
     assert probe.history() == [(1, 1, 1.0)]
+
+
+def test_queries_of_the_embedded_store_use_every_core(metric_store: MetricStore) -> None:
+    plan = metric_store.query(Statement("EXPLAIN PIPELINE SELECT number % 7 AS rest, count() FROM numbers_mt(10000000) "
+                                        "GROUP BY rest SETTINGS max_threads = 2"))  # fmt: skip
+    assert any("× 2" in line for line in plan["explain"].to_pylist())
 
 
 def test_the_embedded_store_knows_its_free_space(metric_store: MetricStore) -> None:

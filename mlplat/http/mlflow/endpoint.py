@@ -29,13 +29,14 @@ Answer = dict[str, Any]
 class Endpoint:
     """``methods`` and ``path`` below the prefix, the request's struct, and what answers it.
 
-    ``{name}`` in the path is the request's field of that name.
+    ``{name}`` in the path is the request's field of that name. A handler may answer with a response of its own, to
+    stream what is large.
     """
 
     methods: tuple[str, ...]
     path: str
     request: type[msgspec.Struct]
-    handler: Callable[[Services, Any], Awaitable[Answer]]
+    handler: Callable[[Services, Any], Awaitable[Answer | Response]]
 
 
 def install(app: FastAPI, services: Services, endpoints: Sequence[Endpoint]) -> None:
@@ -55,6 +56,8 @@ def _route(services: Services, endpoint: Endpoint) -> Callable[[Request], Awaita
         for name, value in request.path_params.items():
             setattr(decoded, name, value)
         answer = await endpoint.handler(services, decoded)
+        if isinstance(answer, Response):
+            return answer
         return Response(msgspec.json.encode(answer), media_type="application/json")
 
     return route

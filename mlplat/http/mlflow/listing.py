@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
-from mlplat.artifacts.model import safe_path
+from mlplat.artifacts.model import proxied_path, safe_path
 from mlplat.errors import InvalidInput
 from mlplat.http.bodies import read_body
 from mlplat.http.mlflow.artifacts import send_file
@@ -30,20 +30,8 @@ class ListArtifacts(ById):
     page_token: str | None = None
 
 
-def artifact_root(artifact_uri: str) -> str:
-    """Path in the artifact store of a URI behind the proxy.
-
-    Raises:
-        InvalidInput: the artifacts live elsewhere.
-    """
-    scheme, _colon, path = artifact_uri.partition(":")
-    if scheme != "mlflow-artifacts":
-        raise InvalidInput(f"The artifacts live at {artifact_uri}, which this platform does not serve.")
-    return safe_path(path.lstrip("/"))
-
-
 def _inside(artifact_uri: str, path: str) -> str:
-    return f"{artifact_root(artifact_uri)}/{safe_path(path)}"
+    return f"{proxied_path(artifact_uri)}/{safe_path(path)}"
 
 
 async def list_files(services: Services, root_uri: str, folder: str, page_token: str | None) -> Answer:
@@ -53,7 +41,7 @@ async def list_files(services: Services, root_uri: str, folder: str, page_token:
         InvalidInput: the path or token is malformed, or the artifacts live elsewhere.
     """
     path, offset = safe_path(folder), page_offset(page_token)
-    root = artifact_root(root_uri)
+    root = proxied_path(root_uri)
     entries = await asyncio.to_thread(services.artifacts.list, f"{root}/{path}" if path else root)
     files = [
         {"path": f"{path}/{entry.path}" if path else entry.path, "is_dir": entry.is_dir}

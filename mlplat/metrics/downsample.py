@@ -1,0 +1,196 @@
+"""Curves for plotting, as statements: every point of a short series, the telling points of a long one.
+
+Nothing is averaged. A bucket keeps real points: the first, the last, the lowest and the highest. NaN,
+inf and -inf are kept the same way beside the finite values, so neither hides the other. All series of
+one request share their bucket edges. No FINAL is needed: a point that was stored twice changes
+neither a set nor a minimum or maximum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from mlplat.metrics.queries import Statement
+
+
+class Axis(StrEnum):
+    """What a curve is drawn over: steps, wall time (ms), or ms since its run started."""
+
+    STEP = "step"
+    TIMESTAMP = "timestamp"
+    RELATIVE = "relative"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Series to read: each of ``run_ids`` with each of ``keys``.
+
+    ``origins`` are the starts of the runs in ms since the epoch. ``start`` and ``end`` bound the axis,
+    both included.
+    """
+
+    run_ids: Sequence[str]
+    origins: Sequence[int]
+    keys: Sequence[str]
+    axis: Axis
+    start: int | None = None
+    end: int | None = None
+
+    def series(self, number: int) -> tuple[str, str]:
+        """``(run_id, key)`` of a series' number in the rows of a statement."""
+        return self.run_ids[number // len(self.keys)], self.keys[number % len(self.keys)]
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """At most ``count`` buckets of ``width``, the first of which starts at ``start``."""
+
+    start: int
+    width: int
+    count: int
+
+    @classmethod
+    def over(cls, lowest: int, highest: int, count: int) -> Buckets:
+        """Buckets that hold ``lowest`` to ``highest``; ``count`` is at least 2, so that the width fits 64 bits."""
+        return cls(lowest, (highest - lowest) // count + 1, count)
+
+
+_FIRST_INT64 = "toInt64(-9223372036854775808)"
+_AXES = {
+    Axis.STEP: "step",
+    Axis.TIMESTAMP: "timestamp",
+    # A time so early that the difference would leave 64 bits counts as the earliest there is.
+    Axis.RELATIVE: f"greatest(timestamp, {_FIRST_INT64} + origin) - origin",
+}
+#: Kinds of values, each of which has its own first, last, lowest and highest point in a bucket.
+_KINDS = 4
+_SIGN = "9223372036854775808"
+
+
+def overview(selection: Selection, limit: int) -> Statement:
+    """Rows ``(series, lowest, highest, dense, steps, timestamps, values)``, one per series with points in range.
+
+    ``lowest`` and ``highest`` are its ends on the axis. A series of at most ``limit`` points comes whole,
+    in the order of the axis; of any other, ``dense`` is true and the lists are empty.
+    """
+    source, parameters = _points(selection)
+    step, timestamp = (1, 2) if selection.axis is Axis.STEP else (2, 1)
+    return Statement(
+        f"""
+        SELECT series, lowest, highest, dense, arrayMap(p -> p.{step}, points) AS steps,
+               arrayMap(p -> p.{timestamp}, points) AS timestamps, arrayMap(p -> p.3, points) AS values
+        FROM (
+            SELECT series, min(x) AS lowest, max(x) AS highest,
+                   groupUniqArray({limit + 1:d})((main, other, number)) AS found,
+                   length(found) > {limit:d} AS dense, if(dense, [], arraySort(found)) AS points
+            FROM ({source}) GROUP BY series
+        ) ORDER BY series
+        """,  # noqa: S608 - literals of this module and integers; an aggregate's parameter cannot be bound
+        parameters,
+        tuple(selection.run_ids),
+    )
+
+
+def bucketed(selection: Selection, buckets: Buckets) -> Statement:
+    """Rows ``(series, steps, timestamps, values)``: each bucket's telling points, in the order of the axis.
+
+    A point is packed into one wide integer whose order is the wanted one, so that plain ``min`` and
+    ``max`` give whole points, the same ones every time: ``by_place`` is (axis, other axis, value),
+    ``by_value`` is (value, axis, other axis). This is ten times as fast as ``argMin`` over tuples.
+    """
+    source, parameters = _points(selection)
+    step, timestamp = (128, 64) if selection.axis is Axis.STEP else (64, 128)
+    return Statement(
+        f"""
+        SELECT series,
+               arrayMap(p -> {_unsort_int(f"bitShiftRight(p, {step})")}, points) AS steps,
+               arrayMap(p -> {_unsort_int(f"bitShiftRight(p, {timestamp})")}, points) AS timestamps,
+               arrayMap(p -> {_unsort_float("toUInt64(p)")}, points) AS values
+        FROM (
+            SELECT intDiv(slot, {{slots:UInt64}}) AS series, arraySort(arrayDistinct(groupArrayArray(ends))) AS points
+            FROM (
+                SELECT series * {{slots:UInt64}} + bucket * {_KINDS} + kind AS slot,
+                       min(by_value) AS low, max(by_value) AS high,
+                       [min(by_place), max(by_place), {_place_first("low")}, {_place_first("high")}] AS ends
+                FROM (
+                    SELECT series,
+                           intDiv(reinterpretAsUInt64(x - {{first:Int64}}), {{width:UInt64}}) AS bucket,
+                           multiIf(isFinite(number), 0, isNaN(number), 1, number > 0, 2, 3) AS kind,
+                           {_sortable_float("number")} AS value_bits,
+                           bitOr(bitShiftLeft(toUInt128({_sortable_int("main")}), 64), {_sortable_int("other")})
+                               AS place,
+                           bitOr(bitShiftLeft(toUInt256(place), 64), value_bits) AS by_place,
+                           bitOr(bitShiftLeft(toUInt256(value_bits), 128), place) AS by_value
+                    FROM ({source})
+                ) GROUP BY slot
+            ) GROUP BY series
+        ) ORDER BY series
+        """,  # noqa: S608 - literals of this module
+        parameters | {"first": buckets.start, "width": buckets.width, "slots": buckets.count * _KINDS},
+        tuple(selection.run_ids),
+    )
+
+
+def _points(selection: Selection) -> tuple[str, dict[str, object]]:
+    """Rows ``(series, x, main, other, number)``: ``x`` on the axis, ``main`` and ``other`` are step and
+    timestamp, the axis' own first. Equal points are equal bit by bit: there is one NaN and one zero."""
+    main, other = ("step", "timestamp") if selection.axis is Axis.STEP else ("timestamp", "step")
+    bounds = ""
+    parameters: dict[str, object] = {"run_ids": list(selection.run_ids), "keys": list(selection.keys)}
+    if len(selection.run_ids) * len(selection.keys) > 1:
+        parameters["run_numbers"] = list(range(len(selection.run_ids)))
+        parameters["key_numbers"] = list(range(len(selection.keys)))
+    origin = ""
+    if selection.axis is Axis.RELATIVE and len(selection.run_ids) == 1:
+        origin, parameters["origin"] = "{origin:Int64} AS origin,", selection.origins[0]
+    elif selection.axis is Axis.RELATIVE:
+        origin = "transform(run_id, {run_ids:Array(String)}, {origins:Array(Int64)}, toInt64(0)) AS origin,"
+        parameters["origins"] = list(selection.origins)
+    for name, comparator, bound in (("start", ">=", selection.start), ("end", "<=", selection.end)):
+        if bound is not None:
+            bounds += f" AND x {comparator} {{{name}:Int64}}"
+            parameters[name] = bound
+    source = f"""
+        SELECT {_series(selection)} AS series, {origin}
+               {_AXES[selection.axis]} AS x, {main} AS main, {other} AS other,
+               if(isNaN(value), nan, value + 0.) AS number
+        FROM metric_points
+        WHERE run_id IN {{run_ids:Array(String)}} AND key IN {{keys:Array(String)}}{bounds}
+        """  # noqa: S608 - literals of this module
+    return source, parameters
+
+
+def _series(selection: Selection) -> str:
+    """The number of a row's series; looking it up is worth a fifth of the query, so a single one goes without."""
+    if len(selection.run_ids) * len(selection.keys) == 1:
+        return "toUInt64(0)"
+    return (
+        "transform(run_id, {run_ids:Array(String)}, {run_numbers:Array(UInt64)}, toUInt64(0)) * "
+        f"{len(selection.keys)} + transform(key, {{keys:Array(String)}}, {{key_numbers:Array(UInt64)}}, toUInt64(0))"
+    )
+
+
+def _sortable_int(column: str) -> str:
+    """An Int64 as UInt64 in the same order."""
+    return f"bitXor(reinterpretAsUInt64({column}), {_SIGN})"
+
+
+def _unsort_int(bits: str) -> str:
+    return f"reinterpretAsInt64(bitXor(toUInt64({bits}), {_SIGN}))"
+
+
+def _sortable_float(column: str) -> str:
+    """A Float64 as UInt64 in the same order."""
+    bits = f"reinterpretAsUInt64({column})"
+    return f"if({bits} >= {_SIGN}, bitNot({bits}), bitXor({bits}, {_SIGN}))"
+
+
+def _unsort_float(bits: str) -> str:
+    return f"reinterpretAsFloat64(if({bits} >= {_SIGN}, bitXor({bits}, {_SIGN}), bitNot({bits})))"
+
+
+def _place_first(by_value: str) -> str:
+    """A ``by_value`` as the same point's ``by_place``."""
+    return f"bitOr(bitShiftLeft(toUInt256(toUInt128({by_value})), 64), bitShiftRight({by_value}, 128))"
