@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from actors.lifecycle import Health, Started, actor_id
 from mlplat.db.engine import open_engine
@@ -31,6 +32,11 @@ class MetricShard:
         """Rows of a read, as an Arrow IPC stream."""
         await self._started.wait()
         return await self._service.query(statement)
+
+    async def reconcile(self, run_ids: Sequence[str]) -> int:
+        """Makes the metric store agree with Postgres about these runs; returns the bytes freed."""
+        await self._started.wait()
+        return await self._service.reconcile(run_ids)
 
     async def stats(self) -> dict[str, int]:
         """Counters."""

@@ -25,6 +25,7 @@ from mlplat.metrics.buffer import Cached, FlushBuffer
 from mlplat.metrics.log import Group, MetricLog
 from mlplat.metrics.model import decode, encode
 from mlplat.metrics.queries import Statement
+from mlplat.metrics.reconcile import apply, experiments_of
 from mlplat.metrics.store import MetricStore
 
 MAX_GROUP_BYTES = 8 * 1024 * 1024
@@ -64,6 +65,8 @@ class MetricService:
         self._flushed = asyncio.Condition()
         self._work = asyncio.Event()
         self._hurry = asyncio.Event()
+        # What was read from Postgres first is also applied first.
+        self._reconciling = asyncio.Lock()
         self.counters = Counters()
 
     async def start(self) -> None:
@@ -107,6 +110,24 @@ class MetricService:
         await self.barrier()
         table = await self._in(self._readers, self._store.query, statement)
         return encode(table)
+
+    async def reconcile(self, run_ids: Sequence[str]) -> int:
+        """Makes the metric store agree with Postgres about runs that were purged or moved there.
+
+        Returns:
+            Bytes freed in the metric store, an estimate.
+
+        Raises:
+            Unavailable: a store is away; repeat the call.
+        """
+        async with self._reconciling:
+            # Points acknowledged or on their way before this call leave the log first, and so cannot come back.
+            await self._commits.settle()
+            await self.barrier()
+            experiments = await experiments_of(self._engine, run_ids)
+            freed = await self._in(self._writer, apply, self._store, experiments)
+            assert isinstance(freed, int)
+            return freed
 
     async def barrier(self, timeout_s: float = 20.0) -> None:
         """Returns when everything acknowledged so far can be read; at once when idle.
