@@ -19,6 +19,7 @@ from mlplat.registry.store import RegistryStore
 from mlplat.runtime import GATEWAY_DEPLOYMENT
 from mlplat.settings import PlatformConfig
 from mlplat.tracking.experiments import ExperimentStore
+from mlplat.tracking.lifecycle import Lifecycle
 from mlplat.tracking.runs import RunStore
 
 POOL_SIZE = 16
@@ -31,15 +32,17 @@ def gateway(config: PlatformConfig, replicas: int = 1) -> Any:
 
     def build() -> FastAPI:
         engine = open_engine(config.postgres_url, "gateway", POOL_SIZE)
+        metrics, artifacts = MetricShardClient(), ArtifactStore(config.artifacts_url)
         services = Services(
             experiments=ExperimentStore(engine, ARTIFACT_ROOT),
             runs=RunStore(engine),
-            metrics=MetricShardClient(),
+            lifecycle=Lifecycle.build(engine, artifacts, metrics, ARTIFACT_ROOT),
+            metrics=metrics,
             registry=RegistryStore(engine),
             registry_writer=RegistryClient(),
             pipelines=PipelineStore(engine),
             scheduler=SchedulerClient(),
-            artifacts=ArtifactStore(config.artifacts_url),
+            artifacts=artifacts,
             status=ClusterStatus(),
         )
         return create_app(services, __version__)

@@ -29,6 +29,8 @@ from mlplat.runtime import (
 RETRY_FOR_S = 20.0
 CALL_TIMEOUT_S = 60.0
 HEALTH_TIMEOUT_S = 2.0
+#: Rewriting the parts of the metric store that a purged or moved run lies in.
+RECONCILE_TIMEOUT_S = 600.0
 
 
 class ActorClient:
@@ -88,6 +90,10 @@ class MetricShardClient:
         body: bytes = await self._actor.call_idempotent("query", statement)
         with pa.ipc.open_stream(body) as reader:
             return reader.read_all()
+
+    async def reconcile(self, run_ids: Sequence[str]) -> int:
+        """See ``MetricService.reconcile``; a repeat finds nothing left to do."""
+        return int(await self._actor.call("reconcile", list(run_ids), timeout_s=RECONCILE_TIMEOUT_S))
 
 
 class RegistryClient:

@@ -11,6 +11,8 @@ from mlplat.errors import InvalidInput
 MAX_PATH_BYTES = 1_024
 MAX_SEGMENT_BYTES = 255
 MAX_DEPTH = 64
+#: URIs of this scheme name files behind the platform, wherever these are stored.
+PROXY_SCHEME = "mlflow-artifacts"
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,16 @@ def safe_path(path: str) -> str:
         decoded = again
     normal = posixpath.normpath(path)
     return "" if normal == "." else normal
+
+
+def proxied_path(uri: str) -> str | None:
+    """Path in the artifact store of a URI that the platform serves, None when the artifacts live elsewhere.
+
+    Raises:
+        InvalidInput: the path in it is not allowed.
+    """
+    scheme, _colon, path = uri.partition(":")
+    return safe_path(path.lstrip("/")) if scheme == PROXY_SCHEME else None
 
 
 def _check_path(path: str, shown: str) -> None:

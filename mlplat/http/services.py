@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ from mlplat.pipelines.store import PipelineStore
 from mlplat.registry.model import Command
 from mlplat.registry.store import RegistryStore
 from mlplat.tracking.experiments import ExperimentStore
+from mlplat.tracking.lifecycle import Lifecycle
 from mlplat.tracking.runs import RunStore
 
 
@@ -26,6 +28,10 @@ class MetricsPort(Protocol):
 
     async def query(self, statement: Statement) -> pa.Table:
         """Rows of a read that sees every acknowledged point."""
+        ...
+
+    async def reconcile(self, run_ids: Sequence[str]) -> int:
+        """Makes the metric store agree with Postgres about purged or moved runs; returns the bytes freed there."""
         ...
 
 
@@ -59,6 +65,7 @@ class Services:
 
     experiments: ExperimentStore
     runs: RunStore
+    lifecycle: Lifecycle
     metrics: MetricsPort
     registry: RegistryStore
     registry_writer: RegistryPort

@@ -26,6 +26,7 @@ from mlplat.pipelines.store import PipelineStore
 from mlplat.registry.service import RegistryService
 from mlplat.registry.store import RegistryStore
 from mlplat.tracking.experiments import ExperimentStore
+from mlplat.tracking.lifecycle import Lifecycle
 from mlplat.tracking.runs import RunStore
 from tests.contract.chdb import as_table, new_service, unique
 from tests.contract.databases import own_database
@@ -40,6 +41,7 @@ class Metrics:
 
     def __init__(self, service: MetricService) -> None:
         self.append = service.append
+        self.reconcile = service.reconcile
         self._service = service
 
     async def query(self, statement: Statement) -> pa.Table:
@@ -109,15 +111,17 @@ async def stack(template_url: str, state_dir: Path, tmp_path_factory: pytest.Tem
         await experiments.ensure_default()
         for service in (metrics, registry, scheduler):
             await service.start()
+        port, artifacts = Metrics(metrics), ArtifactStore(f"file://{folder}")
         services = Services(
             experiments=experiments,
             runs=RunStore(engine),
-            metrics=Metrics(metrics),
+            lifecycle=Lifecycle.build(engine, artifacts, port, "mlflow-artifacts:"),
+            metrics=port,
             registry=RegistryStore(engine),
             registry_writer=registry,
             pipelines=PipelineStore(engine),
             scheduler=scheduler,
-            artifacts=ArtifactStore(f"file://{folder}"),
+            artifacts=artifacts,
             status=actors,
         )
         yield Stack(create_app(services, __version__), engine, services, executor, actors, folder)

@@ -7,7 +7,7 @@ import uuid
 
 import msgspec
 
-from mlplat.artifacts.model import safe_path
+from mlplat.artifacts.model import proxied_path, safe_path
 from mlplat.errors import InvalidInput
 from mlplat.http.mlflow.endpoint import (
     Answer,
@@ -194,10 +194,10 @@ def artifact_root(artifact_uri: str) -> str:
     Raises:
         InvalidInput: the artifacts live elsewhere.
     """
-    scheme, _colon, path = artifact_uri.partition(":")
-    if scheme != "mlflow-artifacts":
+    path = proxied_path(artifact_uri)
+    if path is None:
         raise InvalidInput(f"The artifacts live at {artifact_uri}, which this platform does not serve.")
-    return safe_path(path.lstrip("/"))
+    return path
 
 
 async def search_logged_models(_services: Services, _request: SearchLoggedModels) -> Answer:
