@@ -50,6 +50,7 @@ class Import:
     """An import's experiment."""
 
     experiment_id: int
+    name: str
     complete: bool
 
 
@@ -105,8 +106,8 @@ class ImportStore:
                 query = select(experiment).where(experiment.c.import_origin == new.origin)
                 found = (await connection.execute(query)).first()
                 if found is not None:
-                    return _resumed(found, new)
-                return Import(await self._create(connection, new), False)
+                    return _resumed(found)
+                return Import(await self._create(connection, new), new.name, False)
         except IntegrityError as error:
             if not is_unique_violation(error):
                 raise
@@ -228,16 +229,14 @@ class ImportStore:
         return experiment_id
 
 
-def _resumed(found: Row[tuple[object, ...]], new: NewExperiment) -> Import:
+def _resumed(found: Row[tuple[object, ...]]) -> Import:
     if found.purge_started_at is not None:
         raise InvalidInput(f"The experiment {found.name!r} of this import is being purged.")
     if found.deleted and not found.importing:
         raise InvalidInput(
             f"This was imported before, as experiment {found.name!r}, which is deleted; restore it or purge it."
         )
-    if found.name != new.name:
-        raise AlreadyExists(f"This is being imported, or was, as experiment {found.name!r}.")
-    return Import(found.experiment_id, not found.importing)
+    return Import(found.experiment_id, found.name, not found.importing)
 
 
 async def _find(connection: AsyncConnection, experiment_id: int) -> Row[tuple[object, ...]]:

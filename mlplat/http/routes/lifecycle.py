@@ -101,6 +101,7 @@ class ImportAnswer(BaseModel):
     """An import's experiment, hidden until the import is complete."""
 
     experiment_id: str
+    name: str
     complete: bool
 
 
@@ -192,7 +193,7 @@ def _add_imports(api: APIRouter, services: Services) -> None:
             request.tags,
         )  # fmt: skip
         begun = await imports.begin(new)
-        return ImportAnswer(experiment_id=str(begun.experiment_id), complete=begun.complete)
+        return ImportAnswer(experiment_id=str(begun.experiment_id), name=begun.name, complete=begun.complete)
 
     @api.post("/imports/{experiment_id}/ids")
     async def assign(experiment_id: str, request: RunIds) -> list[AssignedId]:
