@@ -130,11 +130,19 @@ def parse_manifest(body: bytes) -> Manifest:
 
 
 def _check_entry(name: str, entry: FileEntry) -> None:
-    is_known = name in {EXPERIMENT, RUNS, PARAMS, TAGS} or _METRICS.match(name) or _ARTIFACT.match(name)
-    if not is_known or safe_path(name) != name:
+    if not _is_known(name):
         raise InvalidInput(f"{MANIFEST}: a file may not have the name {name[:200]!r}")
     if not _SHA256.match(entry.sha256) or entry.bytes < 0:
         raise InvalidInput(f"{MANIFEST}: size or SHA-256 of {name[:200]!r} is malformed")
+
+
+def _is_known(name: str) -> bool:
+    if name in {EXPERIMENT, RUNS, PARAMS, TAGS} or _METRICS.match(name):
+        return True
+    try:
+        return bool(_ARTIFACT.match(name)) and safe_path(name) == name
+    except InvalidInput:
+        return False
 
 
 def parse_experiment(body: bytes) -> ExperimentInfo:
