@@ -23,6 +23,7 @@ from mlplat.sdk.mlflow_import import import_mlflow
 
 commands = typer.Typer()
 console = Console(highlight=False, soft_wrap=True)
+SHOWN_IDS = 20
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")]
 
@@ -112,8 +113,13 @@ def _print_imported(imported: Imported) -> None:
         f"{imported.points} points, {imported.artifacts} artifacts",
         markup=False,
     )
-    for old, new in imported.renamed.items():
+    for old, new in list(imported.renamed.items())[:SHOWN_IDS]:
         console.print(f"run {old} is {new} here: its id was taken", style="yellow", markup=False)
+    if len(imported.renamed) > SHOWN_IDS:
+        console.print(f"and {len(imported.renamed) - SHOWN_IDS} more runs have new ids", style="yellow")
+    if imported.references_left_out:
+        left_out = f"{imported.references_left_out} references to datasets and logged models were left out"
+        console.print(left_out, style="yellow")
 
 
 @contextmanager

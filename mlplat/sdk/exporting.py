@@ -211,9 +211,14 @@ def artifact_paths(client: Client, run_id: str) -> list[str]:
     files: list[str] = []
     folders = [""]
     while folders:
-        query = {"run_id": run_id} | ({"path": folder} if (folder := folders.pop()) else {})
-        for entry in client.get(f"{API}/artifacts/list", **query).get("files", ()):
-            (folders if entry["is_dir"] else files).append(entry["path"])
+        query: dict[str, str] = {"run_id": run_id} | ({"path": folder} if (folder := folders.pop()) else {})
+        while True:
+            answer = client.get(f"{API}/artifacts/list", **query)
+            for entry in answer.get("files", ()):
+                (folders if entry["is_dir"] else files).append(entry["path"])
+            if not answer.get("next_page_token"):
+                break
+            query["page_token"] = answer["next_page_token"]
     return sorted(files)
 
 

@@ -39,6 +39,8 @@ class Imported:
     points: int = 0
     artifacts: int = 0
     renamed: dict[str, str] = field(default_factory=dict)
+    #: Datasets and logged models that runs of an MLflow server name; these do not come along.
+    references_left_out: int = 0
 
 
 class ImportTarget:

@@ -1,6 +1,6 @@
 """``mlplat import-mlflow``: experiments of an MLflow server, read over its REST.
 
-Run ids are kept where they are free. An import that broke off goes on with the runs that have not
+Datasets, logged models and registered models stay behind. Run ids are kept where they are free. An import that broke off goes on with the runs that have not
 arrived; a complete one changes nothing any more.
 """
 
@@ -105,6 +105,8 @@ def _without_password(url: str) -> str:
 def _copy_runs(source: Client, target: ImportTarget, runs: Sequence[dict[str, Any]], progress: Progress) -> None:
     rows = []
     for run in runs:
+        references = (*run.get("inputs", {}).values(), *run.get("outputs", {}).values())
+        target.result.references_left_out += sum(len(each) for each in references)
         data = run.get("data", {})
         row = run_row(run) | {"params": pairs(data.get("params")), "tags": pairs(data.get("tags"))}
         rows.append(row | {"artifact_uri": None})

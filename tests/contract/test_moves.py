@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from mlplat.errors import InvalidInput, NotFound, Unavailable
@@ -65,4 +67,19 @@ async def test_a_move_that_breaks_off_before_the_metric_store_is_caught_up_with(
     await world.lifecycle.catch_up()
     assert await world.found_by_metric(new) == {run_id}
     assert await world.found_by_metric(old) == set()
+    assert await world.count("metric_outbox") == 0
+
+
+async def test_moves_that_cross_end_where_postgres_says(world: World) -> None:
+    first, second = await world.experiment(), await world.experiment()
+    runs = [await world.run(first, points=1) for _ in range(3)]
+    targets = [second, first, second, first, second, second]
+    moves = [
+        world.lifecycle.mover.move(runs[index % 2 :], target, with_children=False)
+        for index, target in enumerate(targets)
+    ]
+    await asyncio.gather(*moves)
+    homes = {run_id: (await world.runs.get(run_id)).experiment_id for run_id in runs}
+    for experiment in (first, second):
+        assert await world.found_by_metric(experiment) == {run_id for run_id in runs if homes[run_id] == experiment}
     assert await world.count("metric_outbox") == 0

@@ -10,6 +10,7 @@ import math
 import tarfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def _fill(client: Client, name: str) -> list[str]:
         (child, "a/b/c", b"x"),
     ):
         root = run.artifact_uri.partition(":")[2].strip("/")
-        client.upload_from(f"/api/2.0/mlflow-artifacts/artifacts/{root}/{path}", lambda body=body: io.BytesIO(body))
+        client.upload_from(f"/api/2.0/mlflow-artifacts/artifacts/{root}/{path}", partial(io.BytesIO, body))
     client.post(f"{API}/runs/delete", {"run_id": gone.run_id})
     found = client.get(f"{API}/experiments/get-by-name", experiment_name=name)["experiment"]
     client.post(

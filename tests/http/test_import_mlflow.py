@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from mlplat.errors import NotFound, PlatformError
 from mlplat.sdk import mlflow_import
 from mlplat.sdk.client import Client
-from mlplat.sdk.exporting import run_pages
+from mlplat.sdk.exporting import artifact_paths, run_pages
 from mlplat.sdk.importing import Imported
 from mlplat.sdk.mlflow_import import import_mlflow
 from tests.contract.chdb import unique
@@ -54,7 +55,9 @@ def _fill(source: Client, name: str) -> list[str]:
     source.post(f"{API}/runs/update", {"run_id": first["run_id"], "status": "FINISHED", "end_time": 1_700_000_001_456})
     for path, content in (("model/MLmodel", b"flavors: {}"), ("big ä.bin", bytes(range(256)) * 8192), ("void", b"")):
         root = first["artifact_uri"].partition(":")[2].strip("/")
-        source.upload_from(f"/api/2.0/mlflow-artifacts/artifacts/{root}/{path}", lambda c=content: io.BytesIO(c))
+        source.upload_from(f"/api/2.0/mlflow-artifacts/artifacts/{root}/{path}", partial(io.BytesIO, content))
+    dataset = {"name": "digits", "digest": "abc", "source_type": "local", "source": "{}"}
+    source.post(f"{API}/runs/log-inputs", {"run_id": first["run_id"], "datasets": [{"dataset": dataset}]})
     source.post(f"{API}/runs/delete", {"run_id": child["run_id"]})
     return [first["run_id"], child["run_id"]]
 
@@ -92,6 +95,7 @@ async def test_an_import_is_equal_in_everything_and_happens_once(
     run_ids = await asyncio.to_thread(_fill, source, name)
     (imported,) = await asyncio.to_thread(_import, client, source, name)
     assert (imported.runs, imported.points, imported.artifacts, imported.renamed) == (2, 252, 3, {})
+    assert imported.references_left_out == 1
     there = (await asyncio.to_thread(source.get, f"{API}/experiments/get-by-name", experiment_name=name))["experiment"]
     here = (await asyncio.to_thread(client.get, f"{API}/experiments/get-by-name", experiment_name=name))["experiment"]
     for key in ("lifecycle_stage", "creation_time", "last_update_time", "tags"):
@@ -113,15 +117,15 @@ async def test_an_import_that_breaks_off_goes_on_with_the_runs_that_lack(
     monkeypatch.setattr(mlflow_import, "RUNS_TOGETHER", 1)
     name = unique("experiment")
     run_ids = await asyncio.to_thread(_fill, source, name)
-    real, seen = mlflow_import.artifact_paths, []
+    seen: list[str] = []
 
     def broken(where: Client, run_id: str) -> list[str]:
         seen.append(run_id)
         if len(seen) == 2:
             raise PlatformError("the line went dead")
-        return real(where, run_id)
+        return artifact_paths(where, run_id)
 
-    monkeypatch.setattr(mlflow_import, "artifact_paths", broken)
+    monkeypatch.setattr("mlplat.sdk.mlflow_import.artifact_paths", broken)
     with pytest.raises(PlatformError, match="went dead"):
         await asyncio.to_thread(_import, client, source, name)
     found = await asyncio.to_thread(client.get, f"{API}/experiments/get-by-name", experiment_name=name)

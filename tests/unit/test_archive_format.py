@@ -65,9 +65,9 @@ def test_what_was_written_is_read(tmp_path: Path, kind: str) -> None:
     archive = open_archive(target)
     archive.verify()
     assert {name: archive.open(name).read() for name in archive.manifest.files} == FILES | {long: b"deep"}
-    with archive.open("artifacts/run1/a/b.txt") as body:
-        assert body.seek(-3, os.SEEK_END) == 4997
-        assert (body.read(), body.read()) == (b"llo", b"")
+    with archive.open("artifacts/run1/a/b.txt") as file:
+        assert file.seek(-3, os.SEEK_END) == 4997
+        assert (file.read(), file.read()) == (b"llo", b"")
     assert ("artifacts/run1/a/b.txt", "run1", "a/b.txt") in archive.manifest.artifacts
 
 
