@@ -1,7 +1,7 @@
-"""Reading and writing the files of an archive: a folder, or a tar.
+"""Reading the files of an archive: a folder, or a tar.
 
-A written archive appears under its name when it is complete. A read one is not trusted: names, kinds,
-sizes and digests are checked before anything of it is used, and nothing is unpacked to disk.
+It is not trusted: names, kinds, sizes and digests are checked before anything of it is used, and nothing
+is unpacked to disk.
 """
 
 from __future__ import annotations
@@ -9,30 +9,22 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import shutil
 import tarfile
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlplat.errors import AlreadyExists, InvalidInput, NotFound
+from mlplat.errors import InvalidInput, NotFound
 from mlplat.tracking.archive import (
     EXPERIMENT,
-    FORMAT,
     MANIFEST,
     MAX_EXPERIMENT_BYTES,
     MAX_MANIFEST_BYTES,
     MAX_ROW_GROUP_BYTES,
-    VERSION,
     ExperimentInfo,
-    FileEntry,
-    Manifest,
     check_files,
     parse_experiment,
     parse_manifest,
@@ -54,80 +46,6 @@ _EXTENSIONS = {tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfil
 
 def no_progress(_what: str, _done: int, _total: int | None) -> None:
     """Shows nothing."""
-
-
-class ArchiveWriter:
-    """Writes an archive beside its final place; ``.tar`` at the end of the name makes it a tar."""
-
-    def __init__(self, target: Path) -> None:
-        """Raises:
-        AlreadyExists: something is there already.
-        """
-        if target.exists() or target.is_symlink():
-            raise AlreadyExists(f"{target} exists already")
-        self._target = target
-        self._files: dict[str, FileEntry] = {}
-        target.parent.mkdir(parents=True, exist_ok=True)
-        self._scratch = Path(tempfile.mkdtemp(prefix=f".{target.name[:100]}.", dir=target.parent))
-        self._content = self._scratch / "content"
-        self._tar: tarfile.TarFile | None = None
-        if target.suffix == ".tar":
-            self._tar = tarfile.open(self._content, "w", format=tarfile.GNU_FORMAT)  # noqa: SIM115 - closed by `finish`
-        else:
-            self._content.mkdir()
-        self._count = 0
-
-    def new_path(self) -> Path:
-        """A path for a file that is to be added."""
-        self._count += 1
-        return self._scratch / str(self._count)
-
-    def add(self, name: str, file: Path) -> None:
-        """Takes a file over as ``name``."""
-        with file.open("rb") as body:
-            digest = hashlib.file_digest(body, "sha256").hexdigest()
-        self._files[name] = FileEntry(digest, file.stat().st_size)
-        self._place(name, file)
-
-    def add_bytes(self, name: str, body: bytes) -> None:
-        """Adds a small file."""
-        file = self.new_path()
-        file.write_bytes(body)
-        self.add(name, file)
-
-    def finish(self, runs: int, points: int) -> Manifest:
-        """Writes the manifest and puts the archive in its place."""
-        manifest = Manifest(FORMAT, VERSION, runs, points, self._files)
-        file = self.new_path()
-        file.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
-        self._place(MANIFEST, file)
-        if self._tar is not None:
-            self._tar.close()
-            with self._content.open("rb") as body:
-                os.fsync(body.fileno())
-        if self._target.exists():
-            raise AlreadyExists(f"{self._target} exists already")
-        self._content.rename(self._target)
-        self._scratch.rmdir()
-        return manifest
-
-    def discard(self) -> None:
-        """Removes what was written; fine after ``finish``."""
-        if self._tar is not None:
-            self._tar.close()
-        shutil.rmtree(self._scratch, ignore_errors=True)
-
-    def _place(self, name: str, file: Path) -> None:
-        if self._tar is None:
-            place = self._content / name
-            place.parent.mkdir(parents=True, exist_ok=True)
-            file.rename(place)
-            return
-        member = tarfile.TarInfo(name)
-        member.size, member.mtime, member.mode = file.stat().st_size, int(file.stat().st_mtime), 0o644
-        with file.open("rb") as body:
-            self._tar.addfile(member, body)
-        file.unlink()
 
 
 class Archive:
@@ -301,13 +219,3 @@ def _open_slice(path: Path, offset: int, size: int) -> BinaryIO:
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     raw = os.fdopen(descriptor, "rb")
     return io.BufferedReader(_Slice(raw, offset, size), CHUNK_BYTES)
-
-
-@contextmanager
-def writing(target: Path) -> Iterator[ArchiveWriter]:
-    """A writer that leaves nothing behind when the block fails."""
-    writer = ArchiveWriter(target)
-    try:
-        yield writer
-    finally:
-        writer.discard()

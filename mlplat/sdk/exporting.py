@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mlplat.errors import InvalidInput
-from mlplat.sdk.archive_files import ArchiveWriter, Progress, no_progress, writing
+from mlplat.sdk.archive_files import Progress, no_progress
+from mlplat.sdk.archive_writer import ArchiveWriter, writing
 from mlplat.sdk.client import Client
 from mlplat.sdk.run import API, ARTIFACTS
 from mlplat.tracking.archive import (

@@ -25,6 +25,8 @@ from mlplat.tracking.model import PARENT_RUN_TAG
 IDS_PER_CALL = 10_000
 RUNS_PER_CALL = 500
 POINTS_PER_CALL = 100_000
+#: Characters in params and tags in one call, unless a single run has more.
+MAX_CHARACTERS = 4_000_000
 TRANSFERS = 4
 
 
@@ -91,9 +93,10 @@ class ImportTarget:
 
     def put_runs(self, runs: Sequence[dict[str, Any]]) -> dict[str, str]:
         """Sends rows of ``runs.parquet`` with ``params`` and ``tags``; returns artifact URIs by the source's ids."""
-        rows = [self._row(run) for run in runs]
-        uris = self._client.post(f"{self._path}/runs", {"runs": rows})["artifact_uris"]
-        self.result.runs += len(rows)
+        uris: list[str] = []
+        for batch in _batches([self._row(run) for run in runs]):
+            uris += self._client.post(f"{self._path}/runs", {"runs": batch})["artifact_uris"]
+        self.result.runs += len(runs)
         return {run["run_id"]: uri for run, uri in zip(runs, uris, strict=True)}
 
     def _row(self, run: dict[str, Any]) -> dict[str, Any]:
@@ -258,3 +261,18 @@ def bounded_pool(size: int) -> Iterator[Callable[[Callable[[Any], Any], Iterable
 def _slices(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]
+
+
+def _batches(rows: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Runs in batches that are small enough for one call."""
+    batch: list[dict[str, Any]] = []
+    characters = 0
+    for row in rows:
+        size = sum(len(key) + len(value) for pairs in (row["params"], row["tags"]) for key, value in pairs.items())
+        if batch and (characters + size > MAX_CHARACTERS or len(batch) == RUNS_PER_CALL):
+            yield batch
+            batch, characters = [], 0
+        batch.append(row)
+        characters += size
+    if batch:
+        yield batch

@@ -1,7 +1,7 @@
 """``mlplat import-mlflow``: experiments of an MLflow server, read over its REST.
 
-Datasets, logged models and registered models stay behind. Run ids are kept where they are free. An import that broke off goes on with the runs that have not
-arrived; a complete one changes nothing any more.
+Datasets, logged models and registered models stay behind. Run ids are kept where they are free. An
+import that broke off goes on with the runs that have not arrived; a complete one changes nothing any more.
 """
 
 from __future__ import annotations

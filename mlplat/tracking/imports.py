@@ -14,16 +14,15 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import Row, exists, func, insert, select, text, update
-from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from mlplat.artifacts.model import proxied_path
 from mlplat.db.engine import is_unique_violation
-from mlplat.db.tables import experiment, experiment_tag, run, run_import, run_param, run_tag
+from mlplat.db.tables import experiment, experiment_tag, run, run_import
 from mlplat.errors import AlreadyExists, InvalidInput, NotFound
 from mlplat.tracking.experiments import restore_runs_of
-from mlplat.tracking.model import RUN_NAME_TAG, RunStatus, check_key, check_name, cut_param, cut_tag
+from mlplat.tracking.import_rows import Assigned, ImportedRun, assigned, check_run, insert_ids, put_rows, taken
+from mlplat.tracking.model import check_key, check_name, cut_tag
 
 MAX_IDS = 10_000
 MAX_RUNS = 1_000
@@ -52,31 +51,6 @@ class Import:
     experiment_id: int
     name: str
     complete: bool
-
-
-@dataclass(frozen=True)
-class Assigned:
-    """The id that a run of the source has here; ``complete`` when all of it has arrived."""
-
-    source_id: str
-    run_id: str
-    complete: bool
-
-
-@dataclass(frozen=True)
-class ImportedRun:
-    """A run under its id here. ``artifact_uri``: only for artifacts that the platform does not serve."""
-
-    run_id: str
-    name: str
-    status: RunStatus
-    user_id: str
-    started_at: datetime
-    ended_at: datetime | None
-    deleted: bool
-    artifact_uri: str | None
-    params: Mapping[str, str]
-    tags: Mapping[str, str]
 
 
 class ImportStore:
@@ -128,17 +102,17 @@ class ImportStore:
                 raise InvalidInput(f"Invalid run id {source_id[:100]!r}: 1 to 64 letters, digits, '_' and '-'.")
         async with self._engine.begin() as connection:
             await _require_importing(connection, experiment_id)
-            known = await _assigned(connection, experiment_id, source_ids)
+            known = await assigned(connection, experiment_id, source_ids)
             new = [source_id for source_id in source_ids if source_id not in known]
             if new:
-                taken = await _taken(connection, new)
-                free = [source_id for source_id in new if source_id not in taken]
-                await _insert_ids(connection, experiment_id, {source_id: source_id for source_id in free})
+                in_use = await taken(connection, new)
+                free = [source_id for source_id in new if source_id not in in_use]
+                await insert_ids(connection, experiment_id, {source_id: source_id for source_id in free})
                 # Another import may have been faster.
-                known |= await _assigned(connection, experiment_id, free)
+                known |= await assigned(connection, experiment_id, free)
                 rest = [source_id for source_id in new if source_id not in known]
-                await _insert_ids(connection, experiment_id, {source_id: uuid.uuid4().hex for source_id in rest})
-                known |= await _assigned(connection, experiment_id, rest)
+                await insert_ids(connection, experiment_id, {source_id: uuid.uuid4().hex for source_id in rest})
+                known |= await assigned(connection, experiment_id, rest)
         return [known[source_id] for source_id in source_ids]
 
     async def put_runs(self, experiment_id: int, runs: Sequence[ImportedRun]) -> list[str]:
@@ -150,7 +124,7 @@ class ImportStore:
         if len(runs) > MAX_RUNS:
             raise InvalidInput(f"At most {MAX_RUNS} runs in one call.")
         for each in runs:
-            _check_run(each)
+            check_run(each)
         async with self._engine.begin() as connection:
             location = await _require_importing(connection, experiment_id)
             run_ids = [each.run_id for each in runs]
@@ -161,7 +135,7 @@ class ImportStore:
             if foreign:
                 raise InvalidInput(f"The run {min(foreign)} is not part of this import.")
             uris = [each.artifact_uri or f"{location}/{each.run_id}/artifacts" for each in runs]
-            await _put_rows(connection, experiment_id, runs, uris)
+            await put_rows(connection, experiment_id, runs, uris)
         return uris
 
     async def complete(self, experiment_id: int, run_ids: Sequence[str]) -> None:
@@ -265,66 +239,3 @@ async def _is_free(connection: AsyncConnection, experiment_id: int | None) -> bo
         return False
     query = select(exists().where(experiment.c.experiment_id == experiment_id))
     return not (await connection.execute(query)).scalar_one()
-
-
-async def _assigned(connection: AsyncConnection, experiment_id: int, source_ids: Sequence[str]) -> dict[str, Assigned]:
-    query = select(run_import.c.source_id, run_import.c.run_id, run_import.c.complete).where(
-        run_import.c.experiment_id == experiment_id, run_import.c.source_id.in_(source_ids)
-    )
-    return {row.source_id: Assigned(*row) for row in await connection.execute(query)}
-
-
-async def _taken(connection: AsyncConnection, run_ids: Sequence[str]) -> set[str]:
-    in_use = select(run.c.run_id).where(run.c.run_id.in_(run_ids))
-    given_out = select(run_import.c.run_id).where(run_import.c.run_id.in_(run_ids))
-    return set((await connection.execute(in_use.union(given_out))).scalars())
-
-
-async def _insert_ids(connection: AsyncConnection, experiment_id: int, ids: Mapping[str, str]) -> None:
-    if ids:
-        rows = [{"experiment_id": experiment_id, "source_id": old, "run_id": new} for old, new in ids.items()]
-        await connection.execute(upsert(run_import).on_conflict_do_nothing(), rows)
-
-
-def _check_run(each: ImportedRun) -> None:
-    for kind, keys in (("param", each.params), ("tag", each.tags)):
-        for key in keys:
-            check_key(kind, key)
-    if each.artifact_uri is not None and proxied_path(each.artifact_uri) is not None:
-        raise InvalidInput(f"The run {each.run_id} cannot claim artifacts of the platform: {each.artifact_uri}")
-
-
-async def _put_rows(
-    connection: AsyncConnection, experiment_id: int, runs: Sequence[ImportedRun], uris: Sequence[str]
-) -> None:
-    if not runs:
-        return
-    statement = upsert(run)
-    changing = {name: statement.excluded[name] for name in ("name", "status", "ended_at", "deleted_with_experiment")}
-    rows = [
-        {
-            "run_id": each.run_id, "experiment_id": experiment_id, "name": each.name, "status": each.status,
-            "user_id": each.user_id, "artifact_uri": uri, "started_at": each.started_at, "ended_at": each.ended_at,
-            "deleted": True, "deleted_with_experiment": not each.deleted,
-        }
-        for each, uri in zip(runs, uris, strict=True)
-    ]  # fmt: skip
-    await connection.execute(statement.on_conflict_do_update(index_elements=["run_id"], set_=changing), rows)
-    mine = update(run).where(run.c.run_id.in_([each.run_id for each in runs]), run.c.experiment_id == experiment_id)
-    if (await connection.execute(mine.values(deleted_at=func.clock_timestamp()))).rowcount != len(runs):
-        raise InvalidInput("Somebody else created a run with an id of this import, or a run occurs twice.")
-    params = [
-        {"run_id": each.run_id, "key": key, "value": cut_param(value)}
-        for each in runs
-        for key, value in each.params.items()
-    ]
-    tags = [
-        {"run_id": each.run_id, "key": key, "value": cut_tag(value)}
-        for each in runs
-        for key, value in (dict(each.tags) | {RUN_NAME_TAG: each.name}).items()
-    ]
-    for table, entries in ((run_param, params), (run_tag, tags)):
-        if entries:
-            put = upsert(table)
-            put = put.on_conflict_do_update(index_elements=["run_id", "key"], set_={"value": put.excluded.value})
-            await connection.execute(put, entries)

@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlplat.errors import AlreadyExists, InvalidInput, NotFound
-from mlplat.sdk.archive_files import ArchiveWriter, open_archive, writing
+from mlplat.sdk.archive_files import open_archive
+from mlplat.sdk.archive_writer import ArchiveWriter, writing
 from mlplat.tracking.archive import EXPERIMENT, PARAMS, RUNS, TAGS, parse_experiment, parse_manifest
 
 FILES = {EXPERIMENT: b"{}", RUNS: b"r", PARAMS: b"p", TAGS: b"t", "artifacts/run1/a/b.txt": b"hello" * 1000}

@@ -15,7 +15,8 @@ from mlplat.http.services import Services
 from mlplat.metrics import queries
 from mlplat.metrics.model import encode
 from mlplat.metrics.reconcile import MAX_RUN_IDS
-from mlplat.tracking.imports import ImportedRun, NewExperiment
+from mlplat.tracking.import_rows import ImportedRun
+from mlplat.tracking.imports import NewExperiment
 from mlplat.tracking.model import RunStatus, from_ms, parse_experiment_id
 from mlplat.tracking.moves import MAX_RUNS as MAX_MOVED
 from mlplat.tracking.purge import Scope, parse_age
