@@ -6,25 +6,13 @@ may come any number of times, in any order: it looks at Postgres anew and moves 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncEngine
-
-from mlplat.db.tables import run
 from mlplat.metrics import queries
 from mlplat.metrics.store import MetricStore
 
 #: Ids travel in the request line of a ClickHouse server, which is at most 1 MiB long.
 MAX_RUN_IDS = 1_000
-
-
-async def experiments_of(engine: AsyncEngine, run_ids: Sequence[str]) -> dict[str, int | None]:
-    """The experiment of each run, None where there is no such run."""
-    query = select(run.c.run_id, run.c.experiment_id).where(run.c.run_id.in_(run_ids))
-    async with engine.connect() as connection:
-        known = {row.run_id: row.experiment_id for row in await connection.execute(query)}
-    return {run_id: known.get(run_id) for run_id in run_ids}
 
 
 def apply(store: MetricStore, experiments: Mapping[str, int | None]) -> int:

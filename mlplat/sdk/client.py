@@ -100,6 +100,10 @@ class Client:
 
         self._with_retries(receive)
 
+    def put_bytes(self, path: str, body: bytes) -> None:
+        """Stores bytes with a PUT."""
+        self._with_retries(lambda: self._http.put(quote(path), content=body))
+
     def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
         return self._with_retries(lambda: self._http.request(method, path, **options))
 

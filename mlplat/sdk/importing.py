@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from mlplat.errors import InvalidInput
 from mlplat.metrics.model import SCHEMA, encode
 from mlplat.sdk.archive_files import Archive, Progress, no_progress, open_archive
 from mlplat.sdk.client import Client
+from mlplat.sdk.files import ARTIFACTS
 from mlplat.sdk.metrics import ARROW
-from mlplat.sdk.run import ARTIFACTS
 from mlplat.tracking.archive import PAIRS_SCHEMA, PARAMS, POINTS_SCHEMA, RUNS, RUNS_SCHEMA, TAGS, ExperimentInfo
 from mlplat.tracking.model import PARENT_RUN_TAG
 
@@ -110,10 +109,10 @@ class ImportTarget:
         """Sends points, a table of ``POINTS_SCHEMA`` under the source's run ids; returns their number."""
         runs = points.column("run_id").combine_chunks().dictionary_encode()
         names = pa.array([self.new_id(run_id) for run_id in runs.dictionary.to_pylist()], pa.string())
-        columns = {name: points.column(name) for name in ("key", "step", "timestamp", "value")}
-        columns["run_id"] = pc.take(names, runs.indices)
-        columns["experiment_id"] = pa.repeat(pa.scalar(int(self.result.experiment_id), pa.int64()), len(points))
-        batch = encode(pa.table({name: columns[name] for name in SCHEMA.names}).cast(SCHEMA))
+        columns = {"run_id": pa.DictionaryArray.from_arrays(runs.indices, names)}
+        columns["key"] = points.column("key").combine_chunks().dictionary_encode()
+        columns |= {name: points.column(name) for name in ("step", "timestamp", "value")}
+        batch = encode(pa.table(columns).cast(SCHEMA))
         return int(self._client.post_bytes("/api/v1/metrics", batch, ARROW)["points"])
 
     def put_artifact(self, artifact_uri: str, path: str, open_body: Callable[[], BinaryIO]) -> None:

@@ -10,10 +10,11 @@ from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mlplat.artifacts.model import proxied_path
+from mlplat.artifacts.model import served_path
 from mlplat.db.tables import metric_outbox, run, run_import, run_param, run_tag
 from mlplat.errors import InvalidInput
-from mlplat.tracking.model import RUN_NAME_TAG, RunStatus, check_key, cut_param, cut_tag
+from mlplat.keys import check_key
+from mlplat.tracking.model import RUN_NAME_TAG, RunStatus, cut_param, cut_tag
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def check_run(each: ImportedRun) -> None:
     for kind, keys in (("param", each.params), ("tag", each.tags)):
         for key in keys:
             check_key(kind, key)
-    if each.artifact_uri is not None and proxied_path(each.artifact_uri) is not None:
+    if each.artifact_uri is not None and served_path(each.artifact_uri) is not None:
         raise InvalidInput(f"The run {each.run_id} cannot claim artifacts of the platform: {each.artifact_uri}")
 
 
@@ -93,7 +94,7 @@ async def put_rows(
         {
             "run_id": each.run_id, "experiment_id": experiment_id, "name": each.name, "status": each.status,
             "user_id": each.user_id, "artifact_uri": uri, "started_at": each.started_at, "ended_at": each.ended_at,
-            "deleted": True, "deleted_with_experiment": not each.deleted,
+            "deleted": True, "deleted_with_experiment": not each.deleted, "importing": True,
         }
         for each, uri in zip(runs, uris, strict=True)
     ]  # fmt: skip

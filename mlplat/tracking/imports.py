@@ -20,9 +20,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from mlplat.db.engine import is_unique_violation
 from mlplat.db.tables import experiment, experiment_tag, run, run_import
 from mlplat.errors import AlreadyExists, InvalidInput, NotFound
+from mlplat.keys import check_key
 from mlplat.tracking.experiments import restore_runs_of
 from mlplat.tracking.import_rows import Assigned, ImportedRun, assigned, check_run, insert_ids, put_rows, taken
-from mlplat.tracking.model import check_key, check_name, cut_tag
+from mlplat.tracking.model import check_name, cut_tag
 
 MAX_IDS = 10_000
 MAX_RUNS = 1_000
@@ -179,6 +180,8 @@ class ImportStore:
                 .where(experiment.c.experiment_id == experiment_id)
                 .values(importing=False, deleted=False, deleted_at=None)
             )
+            mine = update(run).where(run.c.experiment_id == experiment_id)
+            await connection.execute(mine.values(importing=False))
             await restore_runs_of(connection, experiment_id)
 
     async def _create(self, connection: AsyncConnection, new: NewExperiment) -> int:

@@ -16,7 +16,7 @@ from datetime import timedelta
 from sqlalchemy import ColumnElement, Table, and_, delete, exists, func, literal_column, or_, select, union_all, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from mlplat.artifacts.model import proxied_path
+from mlplat.artifacts.model import served_path
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.db.tables import experiment, metadata, model_version, run, run_import
 from mlplat.errors import InvalidInput, Overloaded
@@ -145,7 +145,7 @@ class Purger:
 
     async def _measure_artifacts(self, each: DeletedRun, report: PurgeReport) -> str | None:
         """The folder of the run in the artifact store, None when its artifacts live elsewhere."""
-        path = proxied_path(each.artifact_uri)
+        path = served_path(each.artifact_uri)
         if path is None:
             report.kept.append(Kept("artifacts", each.run_id, f"they live at {each.artifact_uri}"))
             return None
@@ -218,7 +218,7 @@ class Purger:
             if not (await connection.execute(mark)).rowcount:
                 return False
             is_shared = bool((await connection.execute(select(elsewhere))).scalar_one())
-        path = proxied_path(location)
+        path = served_path(location)
         # A folder of the experiment's own, in which no moved run keeps its artifacts.
         if path is not None and not is_shared and path.rpartition("/")[2] == str(experiment_id):
             await asyncio.to_thread(self._artifacts.delete, path)

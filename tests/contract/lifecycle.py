@@ -73,16 +73,16 @@ class World:
         found = await self.runs.create(run_id, experiment_id, None, "me", NOW, tags)
         await self.runs.log(run_id, {"rate": "0.1"}, {})
         if points:
-            await self.log(experiment_id, run_id, points)
+            await self.log(run_id, points)
         self.artifacts.write(f"{found.artifact_uri.removeprefix('mlflow-artifacts:/')}/file.bin", [b"x" * 100])
         if deleted:
             await self.runs.set_deleted(run_id, True)
         return run_id
 
-    async def log(self, experiment_id: int, run_id: str, points: int, start: int = 0) -> None:
+    async def log(self, run_id: str, points: int, start: int = 0) -> None:
         """Points of ``loss``: the value is the step."""
         rows = [Point("loss", float(step), 1_000 + step, step) for step in range(start, start + points)]
-        await self.shard.service.append(batch(experiment_id, run_id, rows))
+        await self.shard.service.append(batch(run_id, rows))
 
     async def stored(self, run_id: str) -> int:
         """Rows that the metric store keeps of a run, in all its tables."""
@@ -90,7 +90,8 @@ class World:
 
     async def found_by_metric(self, experiment_id: int) -> set[str]:
         """The runs that a search by metric finds in an experiment."""
-        table = await self.shard.query(queries.runs_where([experiment_id], "loss", ">=", 0))
+        query = "SELECT DISTINCT run_id FROM metric_latest WHERE experiment_id = {e:Int64} AND key = 'loss'"
+        table = await self.shard.query(Statement(query, {"e": experiment_id}))
         return set(table["run_id"].to_pylist())
 
     async def execute(self, statement: str, **values: object) -> None:

@@ -45,17 +45,18 @@ def client(url: str) -> Client:
 
 def _fill(client: Client, name: str) -> list[str]:
     """An experiment with three runs: one nested and failed, one deleted, with points of all kinds and files."""
-    with mlplat.start_run(name, name="first", params={"rate": 0.1, "text": "ä" * 300}, url=client.url) as first:
+    start = partial(mlplat.start_run, name, url=client.url, capture=mlplat.Capture.nothing())
+    with start(name="first", params={"rate": 0.1, "text": "ä" * 300}) as first:
         for step in range(50):
             first.log({"loss": 1 / (step + 1), "acc/train": step / 50}, step=step)
         first.log({"odd": math.nan}, step=-3)
         first.log({"odd": math.inf}, step=-2)
         first.log({"odd": -0.0}, step=-1)
         first.set_tags({"team": "vision", "empty": ""})
-    child = mlplat.start_run(name, parent=first, url=client.url)
+    child = start(parent=first)
     child.log({"loss": 7.5}, step=1)
     child.finish("FAILED")
-    with mlplat.start_run(name, params={"rate": 0.2}, url=client.url) as gone:
+    with start(params={"rate": 0.2}) as gone:
         pass
     for run, path, body in (
         (first, "model/weights ä.bin", b"\x00\xff" * 700),

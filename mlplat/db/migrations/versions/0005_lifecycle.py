@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0005"
-down_revision = "0001"
+down_revision = "0006"
 branch_labels = None
 depends_on = None
 
@@ -23,6 +23,7 @@ def upgrade() -> None:
     op.add_column(
         "run", sa.Column("deleted_with_experiment", sa.Boolean(), server_default=sa.text("false"), nullable=False)
     )
+    op.add_column("run", sa.Column("importing", sa.Boolean(), server_default=sa.text("false"), nullable=False))
     op.add_column("run", sa.Column("purge_started_at", _LATER, nullable=True))
     op.create_index("ix_run_deleted", "run", ["run_id"], postgresql_where=sa.text("deleted"))
     # Nobody knows when these were deleted: their age counts from now, so that no purge takes them early.
@@ -58,7 +59,7 @@ def downgrade() -> None:
     op.drop_table("run_import")
     op.drop_table("metric_outbox")
     op.drop_index("ix_run_deleted", "run")
-    for column in ("purge_started_at", "deleted_with_experiment", "deleted_at"):
+    for column in ("purge_started_at", "importing", "deleted_with_experiment", "deleted_at"):
         op.drop_column("run", column)
     for column in ("importing", "import_origin", "purge_started_at", "deleted_at"):
         op.drop_column("experiment", column)
