@@ -21,6 +21,7 @@ from mlplat.runtime import GATEWAY_DEPLOYMENT
 from mlplat.settings import PlatformConfig
 from mlplat.tracking.datasets import DatasetStore
 from mlplat.tracking.experiments import ExperimentStore
+from mlplat.tracking.lifecycle import Lifecycle
 from mlplat.tracking.logged_models import LoggedModelStore
 from mlplat.tracking.runs import RunStore
 
@@ -34,17 +35,19 @@ def gateway(config: PlatformConfig, replicas: int = 1) -> Any:
 
     def build() -> FastAPI:
         engine = open_engine(config.postgres_url, "gateway", POOL_SIZE)
+        metrics, artifacts = MetricShardClient(), ArtifactStore(config.artifacts_url)
         services = Services(
             experiments=ExperimentStore(engine, ARTIFACT_ROOT),
             runs=RunStore(engine),
             datasets=DatasetStore(engine),
             logged_models=LoggedModelStore(engine),
-            metrics=MetricShardClient(),
+            lifecycle=Lifecycle.build(engine, artifacts, metrics, ARTIFACT_ROOT),
+            metrics=metrics,
             registry=RegistryStore(engine),
             registry_writer=RegistryClient(),
             pipelines=PipelineStore(engine),
             scheduler=SchedulerClient(),
-            artifacts=ArtifactStore(config.artifacts_url),
+            artifacts=artifacts,
             status=ClusterStatus(),
         )
         return create_app(services, __version__)

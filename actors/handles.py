@@ -33,6 +33,8 @@ from mlplat.tracking.model import RunUpdate
 RETRY_FOR_S = 20.0
 CALL_TIMEOUT_S = 60.0
 HEALTH_TIMEOUT_S = 2.0
+#: Rewriting the parts of the metric store that a purged or moved run lies in.
+RECONCILE_TIMEOUT_S = 600.0
 #: Calls with metric batches that one gateway has under way at once, and what they may hold.
 LANES = 2
 MAX_CALL_BYTES = 4 * 1024 * 1024
@@ -114,6 +116,10 @@ class MetricShardClient:
         body: bytes = await self._actor.call_idempotent("query", statement)
         with pa.ipc.open_stream(body) as reader:
             return reader.read_all()
+
+    async def reconcile(self, run_ids: Sequence[str]) -> int:
+        """See ``MetricService.reconcile``; a repeat finds nothing left to do."""
+        return int(await self._actor.call("reconcile", list(run_ids), timeout_s=RECONCILE_TIMEOUT_S))
 
     def _lane(self) -> GroupCommit[_Outgoing]:
         if not self._lanes:  # not before there is an event loop

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Sequence
 from functools import partial
 
 from actors.lifecycle import Health, Started, actor_id
@@ -42,6 +43,11 @@ class MetricShard:
         """Rows of a read, as an Arrow IPC stream."""
         await self._started.wait()
         return await self._service.query(statement)
+
+    async def reconcile(self, run_ids: Sequence[str]) -> int:
+        """Makes the metric store agree with Postgres about these runs; returns the bytes freed."""
+        await self._started.wait()
+        return await self._service.reconcile(run_ids)
 
     async def stats(self) -> dict[str, int]:
         """Counters."""

@@ -10,11 +10,23 @@ if TYPE_CHECKING:
     from mlplat.sdk.capture.options import Capture
     from mlplat.sdk.context import current_step
     from mlplat.sdk.definition import pipeline, step
+    from mlplat.sdk.lifecycle import move_runs
     from mlplat.sdk.pipeline_runs import submit
     from mlplat.sdk.registry import register_model
     from mlplat.sdk.run import Run, start_run
 
-__all__ = ["Capture", "Retry", "Run", "current_step", "pipeline", "register_model", "start_run", "step", "submit"]
+__all__ = [
+    "Capture",
+    "Retry",
+    "Run",
+    "current_step",
+    "move_runs",
+    "pipeline",
+    "register_model",
+    "start_run",
+    "step",
+    "submit",
+]
 __version__ = "0.1.0"
 
 # Loaded when first used: the platform's own processes import this package too, and need none of it.
@@ -23,6 +35,7 @@ _HOMES = {
     "Retry": "mlplat.pipelines.spec",
     "Run": "mlplat.sdk.run",
     "current_step": "mlplat.sdk.context",
+    "move_runs": "mlplat.sdk.lifecycle",
     "pipeline": "mlplat.sdk.definition",
     "register_model": "mlplat.sdk.registry",
     "start_run": "mlplat.sdk.run",

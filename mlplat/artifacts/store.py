@@ -80,6 +80,11 @@ class ArtifactStore:
         ]
         return sorted(found, key=lambda info: info.path)
 
+    def usage(self, path: str) -> tuple[int, int]:
+        """``(files, bytes)`` of a file or of everything in a folder; zeros when nothing is there."""
+        sizes = [entry["size"] for entry in self._fs.find(self._file_path(path), detail=True).values()]
+        return len(sizes), sum(sizes)
+
     def delete(self, path: str) -> None:
         """Removes a file or a folder with all in it; nothing there is fine."""
         full = self._file_path(path)

@@ -37,6 +37,7 @@ class GroupCommit(Generic[T]):
         self._max_group = max_group
         self._max_pending = max_pending
         self._queue: list[tuple[T, asyncio.Future[None]]] = []
+        self._committing: list[tuple[T, asyncio.Future[None]]] = []
         self._pending = 0
         self._wake = asyncio.Event()
         self._closed = False
@@ -65,6 +66,12 @@ class GroupCommit(Generic[T]):
         self._wake.set()
         await done
 
+    async def settle(self) -> None:
+        """Returns when everything submitted before this call is durable or refused."""
+        waiting = [done for _item, done in (*self._committing, *self._queue)]
+        if waiting:
+            await asyncio.wait(waiting)
+
     async def close(self) -> None:
         """Commits what is queued, then refuses further items."""
         self._closed = True
@@ -79,7 +86,9 @@ class GroupCommit(Generic[T]):
                 self._wake.clear()
                 await self._wake.wait()
                 continue
-            await self._commit_group(self._next_group())
+            self._committing = self._next_group()
+            await self._commit_group(self._committing)
+            self._committing = []
 
     def _next_group(self) -> list[tuple[T, asyncio.Future[None]]]:
         size = weight = 0

@@ -86,6 +86,12 @@ experiment = Table(
     Column("name", Text, nullable=False, unique=True),
     Column("artifact_location", Text, nullable=False),
     Column("deleted", Boolean, nullable=False, server_default=text("false")),
+    _time("deleted_at", nullable=True),
+    # Set for good when a purge has begun: from then on it cannot be restored.
+    _time("purge_started_at", nullable=True),
+    # What it was imported from. While it is being imported it counts as deleted.
+    Column("import_origin", Text, nullable=True, unique=True),
+    Column("importing", Boolean, nullable=False, server_default=text("false")),
     _time("created_at"),
     _time("updated_at"),
 )
@@ -108,10 +114,17 @@ run = Table(
     Column("user_id", Text, nullable=False),
     Column("artifact_uri", Text, nullable=False),
     Column("deleted", Boolean, nullable=False, server_default=text("false")),
+    _time("deleted_at", nullable=True),
+    # Deleted because its experiment was: restoring the experiment restores it.
+    Column("deleted_with_experiment", Boolean, nullable=False, server_default=text("false")),
+    # Counts as deleted along with its experiment until the import is complete; takes points meanwhile.
+    Column("importing", Boolean, nullable=False, server_default=text("false")),
+    _time("purge_started_at", nullable=True),
     _time("started_at"),
     _time("ended_at", nullable=True),
     # The order of a search; with ``deleted`` in it a page is found without a look at the table.
     Index(None, "experiment_id", text("started_at DESC"), "run_id", postgresql_include=["deleted"]),
+    Index("ix_run_deleted", "run_id", postgresql_where=text("deleted")),
 )
 
 run_param = Table(
@@ -244,6 +257,28 @@ metric_flush = Table(
     metadata,
     Column("shard", Text, primary_key=True),
     Column("seq", BigInteger, nullable=False),
+)
+
+# Runs that were purged or moved in Postgres, and not yet in the metric store.
+metric_outbox = Table(
+    "metric_outbox",
+    metadata,
+    Column("run_id", Text, primary_key=True),
+    _time("created_at", default=True),
+)
+
+# -- imports -----------------------------------------------------------------------------------
+
+# Which run became of each run that an import brings: the same again when the import goes on after a crash.
+run_import = Table(
+    "run_import",
+    metadata,
+    Column("experiment_id", ForeignKey("experiment.experiment_id", ondelete="CASCADE"), primary_key=True),
+    Column("source_id", Text, primary_key=True),
+    # No foreign key: ids are given out before the runs exist.
+    Column("run_id", Text, nullable=False, unique=True),
+    # Its points and artifacts have arrived too.
+    Column("complete", Boolean, nullable=False, server_default=text("false")),
 )
 
 # -- registry ----------------------------------------------------------------------------------

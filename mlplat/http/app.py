@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI
@@ -24,7 +27,7 @@ from mlplat.http.mlflow import (
     runs,
 )
 from mlplat.http.mlflow.endpoint import install
-from mlplat.http.routes import console, curves, pipelines, platform
+from mlplat.http.routes import console, curves, lifecycle, pipelines, platform
 from mlplat.http.routes import runs as native_runs
 from mlplat.http.services import Services
 
@@ -78,10 +81,24 @@ def _is_loopback(host: str) -> bool:
     return (mapped or address).is_loopback
 
 
+def _lifespan(services: Services) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        catching_up = asyncio.create_task(services.lifecycle.catch_up())
+        yield
+        catching_up.cancel()
+
+    return lifespan
+
+
 def create_app(services: Services, version: str) -> FastAPI:
     """The whole API. ``/docs`` works without a network: its scripts come from an installed package."""
     app: FastAPI = FastAPIOffline(
-        title="mlplat", version=version, description="Tracking, registry, pipelines and artifacts.", redoc_url=None
+        title="mlplat",
+        version=version,
+        description="Tracking, registry, pipelines and artifacts.",
+        redoc_url=None,
+        lifespan=_lifespan(services),
     )
     install_error_handlers(app)
     for endpoints in (
@@ -102,5 +119,6 @@ def create_app(services: Services, version: str) -> FastAPI:
     app.include_router(platform.router(services))
     app.include_router(curves.router(services))
     app.include_router(native_runs.router(services))
+    app.include_router(lifecycle.router(services))
     app.add_middleware(LocalOnly)
     return app

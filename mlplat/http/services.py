@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from mlplat.registry.model import Command
 from mlplat.registry.store import RegistryStore
 from mlplat.tracking.datasets import DatasetStore
 from mlplat.tracking.experiments import ExperimentStore
+from mlplat.tracking.lifecycle import Lifecycle
 from mlplat.tracking.logged_models import LoggedModelStore
 from mlplat.tracking.model import RunUpdate
 from mlplat.tracking.runs import RunStore
@@ -29,6 +31,10 @@ class MetricsPort(Protocol):
 
     async def query(self, statement: Statement) -> pa.Table:
         """Rows of a read that sees every acknowledged point."""
+        ...
+
+    async def reconcile(self, run_ids: Sequence[str]) -> int:
+        """Makes the metric store agree with Postgres about purged or moved runs; returns the bytes freed there."""
         ...
 
 
@@ -64,6 +70,7 @@ class Services:
     runs: RunStore
     datasets: DatasetStore
     logged_models: LoggedModelStore
+    lifecycle: Lifecycle
     metrics: MetricsPort
     registry: RegistryStore
     registry_writer: RegistryPort

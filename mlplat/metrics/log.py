@@ -118,7 +118,8 @@ class MetricLog:
     async def refusals(self, run_ids: Sequence[str]) -> dict[str, PlatformError]:
         """Why points of these runs are not taken; runs that may be written to are left out."""
         ids = literal(list(run_ids), ARRAY(Text))
-        query = select(run.c.run_id, run.c.deleted).where(run.c.run_id == func.any(ids))
+        refused = (run.c.deleted & ~run.c.importing).label("deleted")
+        query = select(run.c.run_id, refused).where(run.c.run_id == func.any(ids))
         async with self._engine.connect() as connection:
             deleted = {row.run_id: row.deleted for row in await connection.execute(query)}
         found: dict[str, PlatformError] = {}
@@ -216,7 +217,8 @@ _APPEND = text(
     WITH fence AS MATERIALIZED (
         SELECT 1 FROM lease WHERE name = :lease AND epoch = :epoch FOR SHARE
     ), writable AS MATERIALIZED (
-        SELECT count(*) AS runs FROM run WHERE run_id = ANY(CAST(:run_ids AS text[])) AND NOT deleted
+        SELECT count(*) AS runs FROM run
+        WHERE run_id = ANY(CAST(:run_ids AS text[])) AND (NOT deleted OR importing)
     )
     INSERT INTO metric_log (slot, seq, points, body)
     SELECT CAST(:slot AS text), CAST(:seq AS bigint), CAST(:points AS integer), CAST(:body AS bytea)

@@ -151,3 +151,29 @@ def sampled_histories(run_ids: Sequence[str], key: str, limit: int, steps: tuple
         parameters,
         tuple(run_ids),
     )
+
+
+def points_of(run_ids: Sequence[str], limit: int, after: tuple[str, str, int, int, float] | None = None) -> Statement:
+    """Rows ``(run_id, key, step, timestamp, value)`` in that order; ``after`` is the last row of the page before."""
+    condition, parameters = "", {"run_ids": list(run_ids), "limit": limit}
+    if after is not None:
+        run_id, key, step, timestamp, value = after
+        is_nan = math.isnan(value)
+        # The first line lets the primary key skip what was read before.
+        condition = """
+            AND run_id >= {a0:String}
+            AND (run_id, key, step, timestamp, isNaN(value), if(isNaN(value), 0, value))
+              > ({a0:String}, {a1:String}, {a2:Int64}, {a3:Int64}, {a4:UInt8}, {a5:Float64})
+        """
+        parameters |= {"a0": run_id, "a1": key, "a2": step, "a3": timestamp, "a4": int(is_nan)}
+        parameters["a5"] = 0.0 if is_nan else value
+    return Statement(
+        f"""
+        SELECT run_id, key, step, timestamp, value FROM metric_points FINAL
+        WHERE run_id IN {{run_ids:Array(String)}} {condition}
+        ORDER BY run_id, key, step, timestamp, isNaN(value), if(isNaN(value), 0, value)
+        LIMIT {{limit:UInt64}}
+        """,  # noqa: S608 - `condition` is one of two literals
+        parameters,
+        tuple(run_ids),
+    )

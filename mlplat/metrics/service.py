@@ -26,6 +26,7 @@ from mlplat.metrics.buffer import Cached, FlushBuffer
 from mlplat.metrics.log import Group, MetricLog, ends_slot
 from mlplat.metrics.model import concat, decode, encode, names_of, with_experiments
 from mlplat.metrics.queries import Statement
+from mlplat.metrics.reconcile import apply
 from mlplat.metrics.record import pack, unpack
 from mlplat.metrics.store import MetricStore
 
@@ -85,6 +86,8 @@ class MetricService:
         self._flushed = asyncio.Condition()
         self._work = asyncio.Event()
         self._hurry = asyncio.Event()
+        # What was read from Postgres first is also applied first.
+        self._reconciling = asyncio.Lock()
         self._log_bytes = 0
         self._log_measured_at = 0.0
         self.counters = Counters()
@@ -140,6 +143,22 @@ class MetricService:
         """
         await self.barrier(statement.run_ids)
         return encode(await self._in(self._readers, self._store.query, statement))
+
+    async def reconcile(self, run_ids: Sequence[str]) -> int:
+        """Makes the metric store agree with Postgres about runs that were purged or moved there.
+
+        Returns:
+            Bytes freed in the metric store, an estimate.
+
+        Raises:
+            Unavailable: a store is away; repeat the call.
+        """
+        async with self._reconciling:
+            # Points acknowledged or on their way before this call leave the log first, and so cannot come back.
+            await self._commits.settle()
+            await self.barrier()
+            known = await self._log.experiments_of(run_ids)
+            return await self._in(self._writer, apply, self._store, {run_id: known.get(run_id) for run_id in run_ids})
 
     async def barrier(self, run_ids: Sequence[str] | None = None, timeout_s: float = 20.0) -> None:
         """Returns when everything acknowledged so far of these runs (None: of all) can be read; at once when idle.

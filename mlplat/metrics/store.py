@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -81,6 +82,15 @@ class MetricStore:
         table = self._call("query_arrow", statement.sql, parameters=statement.parameters)
         assert isinstance(table, pa.Table)
         return table
+
+    def change(self, statements: Sequence[Statement]) -> None:
+        """Applies statements that return no rows, one after another.
+
+        Raises:
+            Unavailable: the store refused or is out of reach; some may have been applied.
+        """
+        for statement in statements:
+            self._call("command", statement.sql, parameters=statement.parameters)
 
     def free_bytes(self) -> int | None:
         """Free space of the embedded engine's disk, None for a server."""

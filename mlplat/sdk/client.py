@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
 import httpx
@@ -67,14 +67,38 @@ class Client:
         """The body of a GET as text."""
         return self._call("GET", path, params={k: v for k, v in query.items() if v is not None}).text
 
+    def post_for_bytes(self, path: str, body: Any) -> bytes:
+        """The raw answer of a POST."""
+        return self._call("POST", path, json=body).content
+
     def upload(self, path: str, file: Path) -> None:
         """Streams a file in a PUT; starts over when the platform goes away meanwhile."""
+        self.upload_from(path, lambda: file.open("rb"))
+
+    def upload_from(self, path: str, open_body: Callable[[], BinaryIO]) -> None:
+        """Streams what ``open_body`` opens in a PUT; opens it again when it has to start over."""
 
         def send() -> httpx.Response:
-            with file.open("rb") as body:
+            with open_body() as body:
                 return self._http.put(quote(path), content=_chunks(body))
 
         self._with_retries(send)
+
+    def download(self, path: str, into: BinaryIO, /, **query: Any) -> None:
+        """Streams the body of a GET into a file from its start; starts over when the platform goes away meanwhile."""
+
+        def receive() -> httpx.Response:
+            into.seek(0)
+            into.truncate()
+            with self._http.stream("GET", quote(path), params=query) as response:
+                if not response.is_success:
+                    response.read()
+                    return response
+                for chunk in response.iter_bytes():
+                    into.write(chunk)
+                return response
+
+        self._with_retries(receive)
 
     def put_bytes(self, path: str, body: bytes) -> None:
         """Stores bytes with a PUT."""

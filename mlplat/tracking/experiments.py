@@ -1,7 +1,7 @@
 """Experiments in Postgres.
 
 Contract: names are unique, deleted ones included. Deleting an experiment deletes its active runs,
-restoring it restores them. Methods raise ``NotFound`` for unknown ids.
+restoring it restores those and no others. Methods raise ``NotFound`` for unknown ids.
 """
 
 from __future__ import annotations
@@ -140,17 +140,26 @@ class ExperimentStore:
             raise AlreadyExists(f"Experiment(name={name}) already exists.") from error
 
     async def set_deleted(self, experiment_id: int, deleted: bool) -> None:
-        """Deletes or restores an experiment with its runs.
+        """Deletes an experiment with its active runs, or restores it with those that were deleted with it.
 
         Raises:
             NotFound: unknown, or already in that state.
+            InvalidInput: it is being purged, or its import is not complete.
         """
         async with self._engine.begin() as connection:
-            changed = await self._update(connection, experiment_id, only_if_deleted=not deleted, deleted=deleted)
+            if not deleted:
+                await self._require_restorable(connection, experiment_id)
+            changed = await self._update(
+                connection,
+                experiment_id,
+                only_if_deleted=not deleted,
+                deleted=deleted,
+                deleted_at=func.clock_timestamp() if deleted else None,
+            )
             if not changed:
                 word = "active" if deleted else "deleted"
                 raise NotFound(f"No Experiment with id={experiment_id} exists that is {word}")
-            await connection.execute(update(run).where(run.c.experiment_id == experiment_id).values(deleted=deleted))
+            await (delete_runs_of if deleted else restore_runs_of)(connection, experiment_id)
 
     async def set_tag(self, experiment_id: int, key: str, value: str) -> None:
         """Sets one tag of an active experiment."""
@@ -172,6 +181,17 @@ class ExperimentStore:
             await require_active_experiment(connection, experiment_id)
             if not (await connection.execute(statement)).rowcount:
                 raise NotFound(f"No tag with name: {key} in experiment with id={experiment_id}")
+
+    @staticmethod
+    async def _require_restorable(connection: AsyncConnection, experiment_id: int) -> None:
+        query = select(experiment.c.purge_started_at, experiment.c.importing).where(
+            experiment.c.experiment_id == experiment_id
+        )
+        row = (await connection.execute(query.with_for_update())).first()
+        if row is not None and row.purge_started_at is not None:
+            raise InvalidInput(f"The experiment {experiment_id} is being purged and cannot be restored.")
+        if row is not None and row.importing:
+            raise InvalidInput(f"The experiment {experiment_id} is being imported; finish the import or purge it.")
 
     @staticmethod
     async def _update(
@@ -226,6 +246,24 @@ async def require_active_experiment(connection: AsyncConnection, experiment_id: 
     if row.deleted:
         raise InvalidInput(f"The experiment {experiment_id} must be in the 'active' state. Current state is deleted.")
     return str(row.artifact_location)
+
+
+async def delete_runs_of(connection: AsyncConnection, experiment_id: int) -> None:
+    """Deletes the active runs of an experiment and remembers that they went with it."""
+    await connection.execute(
+        update(run)
+        .where(run.c.experiment_id == experiment_id, ~run.c.deleted)
+        .values(deleted=True, deleted_at=func.clock_timestamp(), deleted_with_experiment=True)
+    )
+
+
+async def restore_runs_of(connection: AsyncConnection, experiment_id: int) -> None:
+    """Restores the runs that were deleted with their experiment, but for those that a purge has begun to remove."""
+    await connection.execute(
+        update(run)
+        .where(run.c.experiment_id == experiment_id, run.c.deleted_with_experiment, run.c.purge_started_at.is_(None))
+        .values(deleted=False, deleted_at=None, deleted_with_experiment=False)
+    )
 
 
 def _experiment(row: Row[Any], tags: dict[str, str]) -> Experiment:

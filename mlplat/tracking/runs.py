@@ -173,11 +173,23 @@ class RunStore:
             return (await load_runs(connection, [run_id]))[0]
 
     async def set_deleted(self, run_id: str, deleted: bool) -> None:
-        """Deletes or restores a run; repeating it is fine."""
+        """Deletes or restores a run; repeating it is fine.
+
+        Raises:
+            NotFound: no such run.
+            InvalidInput: it is being purged.
+        """
+        query = select(run.c.deleted, run.c.purge_started_at).where(run.c.run_id == run_id).with_for_update()
+        values = {"deleted": deleted, "deleted_at": func.clock_timestamp() if deleted else None,
+                  "deleted_with_experiment": False}  # fmt: skip
         async with self._engine.begin() as connection:
-            result = await connection.execute(update(run).where(run.c.run_id == run_id).values(deleted=deleted))
-        if not result.rowcount:
-            raise NotFound(f"Run with id={run_id} not found")
+            row = (await connection.execute(query)).first()
+            if row is None:
+                raise NotFound(f"Run with id={run_id} not found")
+            if row.purge_started_at is not None and not deleted:
+                raise InvalidInput(f"The run {run_id} is being purged and cannot be restored.")
+            if row.deleted != deleted:
+                await connection.execute(update(run).where(run.c.run_id == run_id).values(**values))
 
     async def log(self, run_id: str, params: Mapping[str, str], tags: Mapping[str, str]) -> RunRef:
         """Writes params and tags in one transaction; see ``write_update``."""

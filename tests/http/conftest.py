@@ -35,6 +35,7 @@ from mlplat.registry.service import RegistryService
 from mlplat.registry.store import RegistryStore
 from mlplat.tracking.datasets import DatasetStore
 from mlplat.tracking.experiments import ExperimentStore
+from mlplat.tracking.lifecycle import Lifecycle
 from mlplat.tracking.logged_models import LoggedModelStore
 from mlplat.tracking.model import RunUpdate
 from mlplat.tracking.runs import RunStore, write_update
@@ -50,6 +51,7 @@ class Metrics:
     """One shard, answering tables."""
 
     def __init__(self, service: MetricService) -> None:
+        self.reconcile = service.reconcile
         self._service = service
 
     async def append(self, batch: bytes, update: RunUpdate | None = None) -> int:
@@ -122,17 +124,19 @@ async def open_stack(template_url: str, state_dir: Path, folder: Path) -> AsyncI
         await experiments.ensure_default()
         for service in (metrics, registry, scheduler):
             await service.start()
+        port, artifacts = Metrics(metrics), ArtifactStore(f"file://{folder}")
         services = Services(
             experiments=experiments,
             runs=RunStore(engine),
             datasets=DatasetStore(engine),
             logged_models=LoggedModelStore(engine),
-            metrics=Metrics(metrics),
+            lifecycle=Lifecycle.build(engine, artifacts, port, "mlflow-artifacts:"),
+            metrics=port,
             registry=RegistryStore(engine),
             registry_writer=registry,
             pipelines=PipelineStore(engine),
             scheduler=scheduler,
-            artifacts=ArtifactStore(f"file://{folder}"),
+            artifacts=artifacts,
             status=actors,
         )
         yield Stack(create_app(services, __version__), engine, services, executor, actors, folder)

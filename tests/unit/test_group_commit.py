@@ -190,3 +190,21 @@ def test_every_item_is_committed_once_in_order_or_refused(calls: list[tuple[int,
         assert all(len(group) == 1 or sum(weight for _number, weight in group) <= max_group for group in groups)
 
     asyncio.run(scenario())
+
+
+async def test_settle_waits_for_what_was_submitted_before_and_for_nothing_later() -> None:
+    log = Log(is_open=False)
+    committer = GroupCommit(log.commit)
+    await committer.settle()  # nothing to wait for
+    running = await start(committer, 1)
+    queued = await start(committer, 2)
+    settling = asyncio.create_task(committer.settle())
+    await asyncio.sleep(0)
+    assert not settling.done()
+    log.failures.append(Unavailable("a refusal settles it too"))
+    log.gate.set()
+    await settling
+    results = await asyncio.gather(*running, *queued, return_exceptions=True)
+    assert [type(result) for result in results] == [Unavailable, type(None)]
+    assert log.groups == [[1], [2]]
+    await committer.close()

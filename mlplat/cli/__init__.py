@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mlplat import __version__
+from mlplat.cli import lifecycle
 from mlplat.demo.show import run_demo
 from mlplat.errors import InvalidInput, PlatformError
 from mlplat.pipelines.spec import PipelineSpec
@@ -26,13 +27,14 @@ app = typer.Typer(
     help="A self-hosted ML platform on Ray.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
 console = Console(highlight=False, soft_wrap=True)
+app.add_typer(lifecycle.commands)
 _TRUE, _FALSE = {"true", "yes", "1", "on"}, {"false", "no", "0", "off"}
 
 
 def _cluster(*arguments: str) -> None:
     """Becomes ``python -P -m cluster``, which knows Ray; this package does not depend on it."""
     sys.stdout.flush()
-    code = str(Path(__file__).resolve().parent.parent)
+    code = str(Path(__file__).resolve().parent.parent.parent)
     path = os.pathsep.join(filter(None, (code, os.environ.get("PYTHONPATH", ""))))
     command = [sys.executable, "-P", "-m", "cluster", *arguments]
     os.execve(sys.executable, command, os.environ | {"PYTHONPATH": path})  # noqa: S606
@@ -176,7 +178,3 @@ def main() -> None:
             name = f"MLPLAT_{'_'.join(str(part) for part in item['loc']).upper()}"
             print(f"mlplat: {name}: {item['msg']}", file=sys.stderr)  # noqa: T201
         sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,7 @@
+"""``python -m mlplat.cli``"""
+
+from __future__ import annotations
+
+from mlplat.cli import main
+
+main()

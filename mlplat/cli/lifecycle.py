@@ -1,0 +1,146 @@
+"""Purging, moving, exporting and importing from the shell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress as Bars
+from rich.progress import TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from mlplat.errors import InvalidInput
+from mlplat.sdk.archive_files import Progress
+from mlplat.sdk.client import client_for, default_url
+from mlplat.sdk.exporting import export_experiment
+from mlplat.sdk.importing import Imported, import_archive
+from mlplat.sdk.lifecycle import move_runs, purge
+from mlplat.sdk.mlflow_import import import_mlflow
+
+commands = typer.Typer()
+console = Console(highlight=False, soft_wrap=True)
+SHOWN_IDS = 20
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+_DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")]
+
+
+@commands.command("purge")
+def purge_command(
+    older_than: Annotated[
+        str | None, typer.Option(help="Only what was deleted so long ago: 12h, 30d, 2w. Needed unless --run is given.")
+    ] = None,
+    experiment: Annotated[list[str] | None, typer.Option(help="Only of this experiment; may be repeated.")] = None,
+    run: Annotated[list[str] | None, typer.Option(help="Only this run; may be repeated.")] = None,
+    dry_run: _DryRun = False,
+) -> None:
+    """Remove deleted runs and experiments for good: rows, metric points and artifacts."""
+    if older_than is None and not run:
+        raise InvalidInput("say --older-than 30d (0s for everything that is deleted), or --run ID")
+    report = purge(client_for(default_url()), older_than or "0s", experiment, run, dry_run=dry_run)
+    table = Table(box=None, pad_edge=False)
+    for column in ("store", "would be removed" if dry_run else "removed", "bytes"):
+        table.add_column(column)
+    table.add_row("Postgres", f"{report['runs']} runs, {report['experiments']} experiments",
+                  f"~{human_bytes(report['postgres_bytes'])}")  # fmt: skip
+    table.add_row("metrics", "their points", f"~{human_bytes(report['metric_bytes'])}")
+    table.add_row("artifacts", f"{report['artifact_files']} files", human_bytes(report["artifact_bytes"]))
+    console.print(table)
+    for kept in report["kept"]:
+        console.print(f"kept {kept['kind']} {kept['id']}: {kept['reason']}", style="yellow", markup=False)
+    for run_id in report["missing"]:
+        console.print(f"no run {run_id}", style="yellow", markup=False)
+
+
+@commands.command("move")
+def move_command(
+    run: Annotated[list[str], typer.Argument(help="Ids of runs.")],
+    to: Annotated[str, typer.Option(help="The experiment's name.")],
+    children: Annotated[bool, typer.Option("--children", help="Take all descendants along.")] = False,
+) -> None:
+    """Move runs to another experiment. Their artifacts stay where they are."""
+    moved = move_runs(run, to, with_children=children)
+    console.print(f"{len(moved)} runs are in experiment {to}", markup=False)
+
+
+@commands.command("export")
+def export_command(
+    experiment: Annotated[str, typer.Argument(help="The experiment's name.")],
+    file: Annotated[Path, typer.Argument(help="A new folder, or a new .tar file.")],
+) -> None:
+    """Export an experiment with runs, points and artifacts as an open archive: JSON, Parquet and files."""
+    with _bars() as progress:
+        exported = export_experiment(client_for(default_url()), experiment, file, progress)
+    console.print(
+        f"{file}: {exported.runs} runs, {exported.points} points, {exported.artifacts} artifacts", markup=False
+    )
+    for run_id, uri in exported.without_artifacts:
+        console.print(f"run {run_id}: its artifacts live at {uri} and were left out", style="yellow", markup=False)
+
+
+@commands.command("import")
+def import_command(
+    file: Annotated[Path, typer.Argument(help="What mlplat export wrote.")],
+    name: Annotated[str | None, typer.Option(help="The experiment's name here.")] = None,
+) -> None:
+    """Import an exported experiment. It is seen when it is complete; run again to go on after a failure."""
+    with _bars() as progress:
+        imported = import_archive(client_for(default_url()), file, name, progress)
+    _print_imported(imported)
+
+
+@commands.command("import-mlflow")
+def import_mlflow_command(
+    url: Annotated[str, typer.Argument(help="The MLflow server, as in MLFLOW_TRACKING_URI.")],
+    experiment: Annotated[list[str] | None, typer.Option(help="Only this one; may be repeated.")] = None,
+) -> None:
+    """Import experiments from an MLflow server: runs, params, tags, metric histories and artifacts."""
+    with _bars() as progress:
+        results = list(import_mlflow(client_for(default_url()), url, experiment, progress))
+    for imported in results:
+        _print_imported(imported)
+
+
+def _print_imported(imported: Imported) -> None:
+    if imported.already_there:
+        console.print(f"experiment {imported.experiment} was imported before; nothing changed", markup=False)
+        return
+    console.print(
+        f"experiment {imported.experiment} (id {imported.experiment_id}): {imported.runs} runs, "
+        f"{imported.points} points, {imported.artifacts} artifacts",
+        markup=False,
+    )
+    for old, new in list(imported.renamed.items())[:SHOWN_IDS]:
+        console.print(f"run {old} is {new} here: its id was taken", style="yellow", markup=False)
+    if len(imported.renamed) > SHOWN_IDS:
+        console.print(f"and {len(imported.renamed) - SHOWN_IDS} more runs have new ids", style="yellow")
+    if imported.references_left_out:
+        left_out = f"{imported.references_left_out} references to datasets and logged models were left out"
+        console.print(left_out, style="yellow")
+
+
+@contextmanager
+def _bars() -> Iterator[Progress]:
+    """One line per kind of thing, while the work goes on."""
+    columns = (TextColumn("{task.description}"), TextColumn("{task.fields[count]}"), TimeElapsedColumn())
+    with Bars(*columns, console=console, transient=True) as bars:
+        lines: dict[str, int] = {}
+
+        def show(what: str, done: int, total: int | None) -> None:
+            count = f"{done:,}" if total is None else f"{done:,} of {total:,}"
+            if what not in lines:
+                lines[what] = bars.add_task(what, total=None, count=count)
+            bars.update(lines[what], count=count)  # type: ignore[arg-type]
+
+        yield show
+
+
+def human_bytes(count: int) -> str:
+    """A number of bytes for people, in powers of 1024."""
+    size, unit = float(count), 0
+    while size >= 1024 and unit < len(_UNITS) - 1:
+        size, unit = size / 1024, unit + 1
+    return f"{count} B" if unit == 0 else f"{size:.1f} {_UNITS[unit]}"

@@ -1,0 +1,290 @@
+"""Export and import over HTTP: what comes out is what went in, or nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import json
+import math
+import tarfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import mlplat
+from mlplat.errors import AlreadyExists, InvalidInput, NotFound, PlatformError
+from mlplat.sdk.archive_files import open_archive
+from mlplat.sdk.client import Client
+from mlplat.sdk.exporting import export_experiment
+from mlplat.sdk.importing import import_archive
+from mlplat.sdk.lifecycle import purge
+from tests.contract.chdb import unique
+from tests.http.conftest import Stack
+from tests.http.serving import served
+
+API = "/api/2.0/mlflow"
+
+
+@pytest.fixture(scope="session")
+async def url(stack: Stack) -> AsyncIterator[str]:
+    async with served(stack.app) as address:
+        yield address
+
+
+@pytest.fixture
+def client(url: str) -> Client:
+    return Client(url, retry_for_s=5)
+
+
+def _fill(client: Client, name: str) -> list[str]:
+    """An experiment with three runs: one nested and failed, one deleted, with points of all kinds and files."""
+    start = partial(mlplat.start_run, name, url=client.url, capture=mlplat.Capture.nothing())
+    with start(name="first", params={"rate": 0.1, "text": "ä" * 300}) as first:
+        for step in range(50):
+            first.log({"loss": 1 / (step + 1), "acc/train": step / 50}, step=step)
+        first.log({"odd": math.nan}, step=-3)
+        first.log({"odd": math.inf}, step=-2)
+        first.log({"odd": -0.0}, step=-1)
+        first.set_tags({"team": "vision", "empty": ""})
+    child = start(parent=first)
+    child.log({"loss": 7.5}, step=1)
+    child.finish("FAILED")
+    with start(params={"rate": 0.2}) as gone:
+        pass
+    for run, path, body in (
+        (first, "model/weights ä.bin", b"\x00\xff" * 700),
+        (first, "notes.txt", b""),
+        (child, "a/b/c", b"x"),
+    ):
+        root = run.artifact_uri.partition(":")[2].strip("/")
+        client.upload_from(f"/api/2.0/mlflow-artifacts/artifacts/{root}/{path}", partial(io.BytesIO, body))
+    client.post(f"{API}/runs/delete", {"run_id": gone.run_id})
+    found = client.get(f"{API}/experiments/get-by-name", experiment_name=name)["experiment"]
+    client.post(
+        f"{API}/experiments/set-experiment-tag",
+        {"experiment_id": found["experiment_id"], "key": "owner", "value": "me"},
+    )
+    return [first.run_id, child.run_id, gone.run_id]
+
+
+def _content(folder: Path) -> dict[str, Any]:
+    """Everything that an archive says, but for ids and places."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    runs = pq.read_table(folder / "runs.parquet").to_pylist()
+    number = {run["run_id"]: index for index, run in enumerate(runs)}
+
+    def rows(name: str) -> list[tuple[Any, ...]]:
+        table = pq.read_table(folder / name).to_pylist()
+        return sorted((number[row.pop("run_id")], *map(repr, row.values())) for row in table)
+
+    tags = rows("tags.parquet")
+    files = {
+        (number[name.split("/")[1]], name.split("/", 2)[2]): entry
+        for name, entry in manifest["files"].items()
+        if name.startswith("artifacts/")
+    }
+    experiment = json.loads((folder / "experiment.json").read_text())
+    return {
+        "runs": [{k: v for k, v in run.items() if k not in {"run_id", "artifact_uri"}} for run in runs],
+        "params": rows("params.parquet"),
+        "tags": [(index, *rest) for index, *rest in tags if "parentRunId" not in rest[0]],
+        "parents": [(index, number[value.strip("'")]) for index, key, value in tags if "parentRunId" in key],
+        "points": rows("metrics/00000.parquet"),
+        "files": files,
+        "experiment": {k: v for k, v in experiment.items() if k not in {"experiment_id", "name"}},
+    }
+
+
+async def test_a_round_trip_under_another_name_is_equal_in_everything(client: Client, tmp_path: Path) -> None:
+    name = unique("experiment")
+    run_ids = await asyncio.to_thread(_fill, client, name)
+    exported = await asyncio.to_thread(export_experiment, client, name, tmp_path / "first")
+    assert (exported.runs, exported.points, exported.artifacts) == (3, 104, 3)
+    imported = await asyncio.to_thread(import_archive, client, tmp_path / "first", f"{name}-copy")
+    assert (imported.runs, imported.points, imported.artifacts) == (3, 104, 3)
+    assert set(imported.renamed) == set(run_ids)
+    await asyncio.to_thread(export_experiment, client, f"{name}-copy", tmp_path / "second.tar")
+    with tarfile.open(tmp_path / "second.tar") as tar:
+        tar.extractall(tmp_path / "second", filter="data")
+    assert _content(tmp_path / "second") == _content(tmp_path / "first")
+    parents = _content(tmp_path / "first")["parents"]
+    assert len(parents) == 1
+    again = await asyncio.to_thread(import_archive, client, tmp_path / "first", f"{name}-copy")
+    assert again.already_there
+    with pytest.raises(AlreadyExists, match="import under another name"):
+        await asyncio.to_thread(import_archive, client, tmp_path / "first")
+    with pytest.raises(AlreadyExists, match="exists already"):
+        await asyncio.to_thread(export_experiment, client, name, tmp_path / "first")
+
+
+async def test_ids_are_kept_when_they_are_free(client: Client, tmp_path: Path) -> None:
+    name = unique("experiment")
+    run_ids = await asyncio.to_thread(_fill, client, name)
+    await asyncio.to_thread(export_experiment, client, name, tmp_path / "x.tar")
+    before = client_get_all(await _runs(client, name))
+    experiment_id = (await _experiment(client, name))["experiment_id"]
+    await asyncio.to_thread(client.post, f"{API}/experiments/delete", {"experiment_id": experiment_id})
+    report = await asyncio.to_thread(purge, client, experiments=[name])
+    assert (report["runs"], report["experiments"], report["artifact_files"]) == (3, 1, 3)
+    imported = await asyncio.to_thread(import_archive, client, tmp_path / "x.tar")
+    assert (imported.experiment_id, imported.renamed) == (experiment_id, {})
+    assert client_get_all(await _runs(client, name)) == before
+    assert set(before) == set(run_ids)
+    # Later experiments get later ids.
+    later = await asyncio.to_thread(client.post, f"{API}/experiments/create", {"name": unique("later")})
+    assert int(later["experiment_id"]) > int(experiment_id)
+
+
+async def _experiment(client: Client, name: str) -> dict[str, Any]:
+    answer = await asyncio.to_thread(client.get, f"{API}/experiments/get-by-name", experiment_name=name)
+    found: dict[str, Any] = answer["experiment"]
+    return found
+
+
+async def _runs(client: Client, name: str) -> list[dict[str, Any]]:
+    body = {"experiment_ids": [(await _experiment(client, name))["experiment_id"]], "run_view_type": "ALL"}
+    answer = await asyncio.to_thread(client.post, f"{API}/runs/search", body)
+    runs: list[dict[str, Any]] = answer["runs"]
+    return runs
+
+
+def client_get_all(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    return {run["info"]["run_id"]: run for run in runs}
+
+
+async def test_an_import_that_breaks_off_is_hidden_and_goes_on(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = unique("experiment")
+    await asyncio.to_thread(_fill, client, name)
+    await asyncio.to_thread(export_experiment, client, name, tmp_path / "x.tar")
+    copy, real = f"{name}-copy", client.upload_from
+
+    def broken(path: str, open_body: Callable[[], Any]) -> None:
+        if path.endswith("notes.txt"):
+            raise PlatformError("the line went dead")
+        real(path, open_body)
+
+    monkeypatch.setattr(client, "upload_from", broken)
+    with pytest.raises(PlatformError, match="went dead"):
+        await asyncio.to_thread(import_archive, client, tmp_path / "x.tar", copy)
+    hidden = await _experiment(client, copy)
+    assert hidden["lifecycle_stage"] == "deleted"
+    body = {"experiment_ids": [hidden["experiment_id"]]}
+    assert await asyncio.to_thread(client.post, f"{API}/runs/search", body) == {}
+    with pytest.raises(InvalidInput, match="being imported"):
+        await asyncio.to_thread(client.post, f"{API}/experiments/restore", {"experiment_id": hidden["experiment_id"]})
+    with pytest.raises(InvalidInput, match="3 runs of this import"):
+        await asyncio.to_thread(client.post, f"/api/v1/imports/{hidden['experiment_id']}/finish", {})
+    # A purge of everything leaves an import alone that is under way.
+    assert (await asyncio.to_thread(purge, client, dry_run=True, older_than="0s"))["experiments"] == 0
+    monkeypatch.undo()
+    imported = await asyncio.to_thread(import_archive, client, tmp_path / "x.tar", copy)
+    assert imported.experiment_id == hidden["experiment_id"]
+    await asyncio.to_thread(export_experiment, client, copy, tmp_path / "y")
+    await asyncio.to_thread(export_experiment, client, name, tmp_path / "z")
+    assert _content(tmp_path / "y") == _content(tmp_path / "z")
+
+
+async def test_what_cannot_be_exported_leaves_nothing_behind(client: Client, tmp_path: Path) -> None:
+    with pytest.raises(NotFound):
+        await asyncio.to_thread(export_experiment, client, "no such experiment", tmp_path / "x.tar")
+    name = unique("experiment")
+    made = await asyncio.to_thread(client.post, f"{API}/experiments/create", {"name": name})
+    await asyncio.to_thread(client.post, f"{API}/experiments/delete", {"experiment_id": made["experiment_id"]})
+    with pytest.raises(InvalidInput, match="is deleted"):
+        await asyncio.to_thread(export_experiment, client, name, tmp_path / "x.tar")
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_an_empty_experiment_makes_the_round_trip(client: Client, tmp_path: Path) -> None:
+    name = unique("experiment")
+    await asyncio.to_thread(client.post, f"{API}/experiments/create", {"name": name})
+    exported = await asyncio.to_thread(export_experiment, client, name, tmp_path / "x.tar")
+    assert (exported.runs, exported.points) == (0, 0)
+    imported = await asyncio.to_thread(import_archive, client, tmp_path / "x.tar", f"{name}-copy")
+    assert (await _experiment(client, f"{name}-copy"))["experiment_id"] == imported.experiment_id
+
+
+def _replace(folder: Path, name: str, body: bytes) -> None:
+    """Puts another file in the place of one and makes the manifest agree."""
+    (folder / name).write_bytes(body)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"][name] = {"sha256": hashlib.sha256(body).hexdigest(), "bytes": len(body)}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    return sink.getvalue()
+
+
+async def test_archives_that_contradict_themselves_stay_invisible(client: Client, tmp_path: Path) -> None:
+    name = unique("experiment")
+    await asyncio.to_thread(_fill, client, name)
+    await asyncio.to_thread(export_experiment, client, name, tmp_path / "good")
+    points = pq.read_table(tmp_path / "good/metrics/00000.parquet")
+    strangers = points.set_column(0, points.schema.field(0), pa.array(["stranger"] * len(points)))
+    params = pq.read_table(tmp_path / "good/params.parquet")
+    cases = {
+        "metrics/00000.parquet": [
+            (b"PAR1nonsense", "not a readable Parquet"),
+            (_parquet(pa.table({"x": [1]})), "other columns"),
+            (_parquet(strangers), "a run that is not there: 'stranger'"),
+            (_parquet(points.slice(1)), "has 103 points, its manifest says 104"),
+        ],
+        "params.parquet": [(_parquet(pa.concat_tables([params, params])), "not in the order")],
+        "experiment.json": [(b"[]", "malformed")],
+    }
+    number = 0
+    for file, bodies in cases.items():
+        original = (tmp_path / "good" / file).read_bytes()
+        for body, message in bodies:
+            _replace(tmp_path / "good", file, body)
+            number += 1
+            copy = f"{name}-{number}"
+            with pytest.raises(InvalidInput, match=message):
+                await asyncio.to_thread(import_archive, client, tmp_path / "good", copy)
+            with suppress(NotFound):
+                assert (await _experiment(client, copy))["lifecycle_stage"] == "deleted"
+            _replace(tmp_path / "good", file, original)
+    (tmp_path / "good/runs.parquet").write_bytes((tmp_path / "good/runs.parquet").read_bytes()[:-1] + b"\x00")
+    with pytest.raises(InvalidInput, match="corrupt"):
+        open_archive(tmp_path / "good").verify()
+
+
+async def test_other_peoples_runs_and_finished_imports_are_out_of_reach(client: Client) -> None:
+    other = await asyncio.to_thread(client.post, f"{API}/runs/create", {"experiment_id": "0"})
+    run_id = other["run"]["info"]["run_id"]
+    begin = {"origin": unique("origin"), "name": unique("experiment"), "created_at": 1, "updated_at": 1}
+    target = await asyncio.to_thread(client.post, "/api/v1/imports", begin)
+    path = f"/api/v1/imports/{target['experiment_id']}"
+    row = {"run_id": run_id, "name": "n", "status": "FINISHED", "started_at": 1}
+    assigned = await asyncio.to_thread(client.post, f"{path}/ids", {"run_ids": [run_id, unique("new")]})
+    assert assigned[0]["run_id"] != run_id
+    assert [entry["complete"] for entry in assigned] == [False, False]
+
+    async def refused(message: str, where: str, body: dict[str, Any]) -> None:
+        with pytest.raises((InvalidInput, NotFound), match=message):
+            await asyncio.to_thread(client.post, where, body)
+
+    await refused("not part of this import", f"{path}/runs", {"runs": [row]})
+    mine = row | {"run_id": assigned[0]["run_id"]}
+    await refused(
+        "cannot claim artifacts", f"{path}/runs", {"runs": [mine | {"artifact_uri": "mlflow-artifacts:/0/x"}]}
+    )
+    await refused("Invalid param name", f"{path}/runs", {"runs": [mine | {"params": {"../x": "1"}}]})
+    await refused("Invalid enum value", f"{path}/runs", {"runs": [mine | {"status": "DANCING"}]})
+    await refused("were not sent yet", f"{path}/complete", {"run_ids": [mine["run_id"]]})
+    await refused("Invalid run id", f"{path}/ids", {"run_ids": ["../etc"]})
+    await refused("each once", f"{path}/ids", {"run_ids": ["a", "a"]})
+    await refused("No import", "/api/v1/imports/0/finish", {})
+    await refused("decimal numbers", "/api/v1/imports/x/finish", {})
