@@ -77,7 +77,7 @@ def _value(text: str | None, kind: Kind) -> SortValue:
     if kind is Kind.TIME:
         return _EPOCH + timedelta(microseconds=int(text))
     if kind is Kind.NUMBER:
-        return int(text) if len(text) < 20 and text.lstrip("-").isdecimal() else float(text)
+        return int(text) if len(text) <= 20 and text.lstrip("-").isdecimal() else float(text)
     if "\0" in text:
         raise ValueError("NUL")
     return text
