@@ -197,7 +197,7 @@ class FilterCompiler:
         if named.entity is Entity.METRIC:
             return among(self._metric_runs[comparison])
         if named.entity is Entity.ATTRIBUTE:
-            return TESTS[comparison.comparator](self._tables.attributes[named.key], _bound(comparison))
+            return TESTS[comparison.comparator](self._tables.attributes[named.key], bound(comparison))
         if comparison.comparator == "IS NULL":
             return not_(self._has(Comparison(named, "IS NOT NULL", None)))
         return self._has(comparison)
@@ -249,7 +249,8 @@ def entry_conditions(pairs: Table, comparison: Comparison) -> list[ColumnElement
     return conditions
 
 
-def _bound(comparison: Comparison) -> float | str | tuple[float | datetime, ...] | tuple[str, ...] | datetime | None:
+def bound(comparison: Comparison) -> float | str | tuple[float | datetime, ...] | tuple[str, ...] | datetime | None:
+    """A comparison's value as its column has it: times are no numbers there."""
     value = comparison.value
     if comparison.field.key.endswith(("_time", "_timestamp")):
         if isinstance(value, tuple):

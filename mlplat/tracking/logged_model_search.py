@@ -16,10 +16,9 @@ from sqlalchemy.types import DOUBLE_PRECISION
 from mlplat.db.tables import logged_model, logged_model_metric, logged_model_param, logged_model_tag
 from mlplat.errors import InvalidInput
 from mlplat.tracking.fields import LOGGED_MODEL_FIELDS, Aggregate, Entity
-from mlplat.tracking.filters import TESTS, entry_conditions
+from mlplat.tracking.filters import TESTS, bound, entry_conditions
 from mlplat.tracking.logged_model import LoggedModel
 from mlplat.tracking.logged_models import LoggedModelStore
-from mlplat.tracking.model import from_ms
 from mlplat.tracking.search import AllOf, AnyOf, Comparison, Not, Predicate, comparisons, parse_filter
 
 _COLUMNS: dict[str, ColumnElement[Any]] = {
@@ -117,10 +116,10 @@ def _compare(comparison: Comparison, on_dataset: ColumnElement[bool]) -> ColumnE
     key, comparator, value = comparison.field.key, comparison.comparator, comparison.value
     match comparison.field.entity:
         case Entity.ATTRIBUTE:
-            if isinstance(value, float):
-                # The wire has milliseconds, the column microseconds.
-                return TESTS[comparator](func.date_trunc("milliseconds", _COLUMNS[key]), from_ms(int(value)))
-            return TESTS[comparator](_COLUMNS[key], value)
+            column = _COLUMNS[key]
+            if comparison.is_numeric:  # the wire has milliseconds, the column microseconds
+                column = func.date_trunc("milliseconds", column)
+            return TESTS[comparator](column, bound(comparison))
         case Entity.METRIC:
             if comparison.field.aggregate is not Aggregate.LAST:
                 raise InvalidInput(f"{comparison.field}: metrics of logged models have no aggregates")

@@ -241,7 +241,8 @@ async def models(mlflow: MLflow) -> tuple[str, dict[str, str]]:
     for name, value in (("one", 1), ("two", 2), ("nan", "NaN"), ("none", None)):
         ids[name] = await _create(
             mlflow, experiment, name=name, model_type="tree" if name == "one" else None, source_run_id=run_id,
-            params=[{"key": "p", "value": name}], tags=[{"key": "t", "value": name}] if value is not None else [],
+            params=[{"key": "p", "value": name}, {"key": "n", "value": str(value)}],
+            tags=[{"key": "t", "value": name}] if value is not None else [],
         )  # fmt: skip
         if value is not None:
             # The newest point decides an order, not the last one sent.
@@ -275,6 +276,10 @@ async def models(mlflow: MLflow) -> tuple[str, dict[str, str]]:
         ("metrics.`m` >= 1 AND metrics.m > 1.5", {"two"}),
         ("metrics.other > 0", set()),
         ("params.p = 'two'", {"two"}),
+        ("params.n >= 2", {"two"}),
+        ("metrics.m IN (1, 2)", {"one", "two"}),
+        ("creation_timestamp IN (1, 2)", set()),
+        ("last_updated_timestamp NOT IN (1, 2)", {"one", "two", "nan", "none"}),
         ("tags.t LIKE '%n%'", {"one", "nan"}),
         ("tags.t IS NULL", {"none"}),
         ("tags.t IS NOT NULL", {"one", "two", "nan"}),
