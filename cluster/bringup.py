@@ -36,7 +36,8 @@ from cluster.state import ClusterRecord, read_record, remove_record, write_recor
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.db.engine import open_engine
 from mlplat.db.migrate import migrate
-from mlplat.errors import BringUpError
+from mlplat.errors import BringUpError, Unavailable
+from mlplat.metrics.store import MetricStore
 from mlplat.runtime import (
     ACTOR_NAMES,
     METRIC_SHARD,
@@ -194,6 +195,7 @@ def _start_engines(settings: Settings, dashboard: bool, say: Say) -> ClusterReco
     port = settings.http_port
     require_free(port, "HTTP API", "MLPLAT_HTTP_PORT")
     ArtifactStore(settings.config.artifacts_url).check_writable()
+    _prepare_metric_store(settings)
     say("starting Postgres and Ray")
     with ThreadPoolExecutor(1) as pool:
         preparing = pool.submit(_prepare_database, settings)
@@ -212,6 +214,19 @@ def _start_engines(settings: Settings, dashboard: bool, say: Say) -> ClusterReco
     record = ClusterRecord(head.address, head.dashboard_url, settings.local_url, head.pids, "starting")
     write_record(settings.state_dir, record)
     return record
+
+
+def _prepare_metric_store(settings: Settings) -> None:
+    """The tables of a ClickHouse server. The embedded engine belongs to its actor, which makes its own."""
+    if settings.clickhouse_url is None:
+        return
+    store = MetricStore(settings.clickhouse_url)
+    try:
+        store.create_tables()
+    except Unavailable as error:
+        raise BringUpError(f"{error.message}. MLPLAT_CLICKHOUSE_URL names it.") from error
+    finally:
+        store.close()
 
 
 def _join(settings: Settings) -> RayHead:

@@ -18,11 +18,9 @@ from mlplat.metrics.service import MetricService
 from mlplat.metrics.store import MetricStore
 from tests.contract.chdb import (
     abandon,
-    another_store,
     as_table,
     batch,
     new_service,
-    shared_store,
     stored_points,
     unique,
     unique_number,
@@ -38,12 +36,12 @@ def shard() -> str:
 
 
 @pytest.fixture
-async def start(engine: AsyncEngine, shard: str) -> AsyncIterator[Starter]:
+async def start(engine: AsyncEngine, shard: str, metric_url: str) -> AsyncIterator[Starter]:
     """Starts services of one shard; those still there at the end are ended."""
     started: list[MetricService] = []
 
     async def starter(holder: str = "holder", ttl_s: float = 60.0) -> MetricService:
-        service = new_service(engine, shard, holder, ttl_s)
+        service = new_service(engine, shard, holder, ttl_s, metric_url)
         await service.start()
         started.append(service)
         return service
@@ -167,7 +165,7 @@ async def test_types_that_lose_nothing_are_converted(start: Starter) -> None:
 
 
 async def test_a_restarted_shard_replays_everything_that_was_acknowledged(
-    start: Starter, engine: AsyncEngine, shard: str
+    start: Starter, engine: AsyncEngine, shard: str, metric_store: MetricStore
 ) -> None:
     first, run = await start(), unique("run")
     first._flusher.cancel()  # nothing reaches the metric store
@@ -177,7 +175,7 @@ async def test_a_restarted_shard_replays_everything_that_was_acknowledged(
     assert (last, flushed) == (first.stats()["groups"], 0)
     assert last > 20
     await abandon(first)
-    assert shared_store().query(stored_points(run))["n"].to_pylist() == [0]
+    assert metric_store.query(stored_points(run))["n"].to_pylist() == [0]
 
     second = await start()
     assert await _count(second, run) == sum(answers) == 350
@@ -186,13 +184,13 @@ async def test_a_restarted_shard_replays_everything_that_was_acknowledged(
 
 
 async def test_a_shard_that_died_between_insert_and_mark_counts_points_once(
-    start: Starter, engine: AsyncEngine, shard: str
+    start: Starter, engine: AsyncEngine, shard: str, metric_store: MetricStore
 ) -> None:
     first, run = await start(), unique("run")
     first._flusher.cancel()
     await first.append(batch(1, run, _points(30)))
     [group] = await MetricLog(engine, shard).read_after(0, 10)
-    another_store().insert(as_table(group.body))  # its last deed
+    metric_store.insert(as_table(group.body))  # its last deed
     await abandon(first)
     second = await start()
     assert await _count(second, run) == 30
@@ -215,11 +213,13 @@ async def test_a_restarted_shard_goes_on_where_the_numbers_stopped(
     assert await MetricLog(engine, shard).positions() == (3, 3)
 
 
-async def test_stopping_flushes_and_gives_the_shard_to_another_holder_at_once(start: Starter) -> None:
+async def test_stopping_flushes_and_gives_the_shard_to_another_holder_at_once(
+    start: Starter, metric_store: MetricStore
+) -> None:
     first, run = await start("h1"), unique("run")
     await first.append(batch(1, run, _points(5)))
     await first.stop()
-    assert shared_store().query(stored_points(run))["n"].to_pylist() == [5]
+    assert metric_store.query(stored_points(run))["n"].to_pylist() == [5]
     with pytest.raises(Unavailable):
         await first.append(batch(1, run, _points(5, 100)))
     second = await asyncio.wait_for(start("h2"), 10)
@@ -280,11 +280,10 @@ class FailingStore(MetricStore):
 
 
 async def test_appends_go_on_while_the_metric_store_is_away_and_reads_wait(
-    engine: AsyncEngine, shard: str, monkeypatch: pytest.MonkeyPatch
+    engine: AsyncEngine, shard: str, metric_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mlplat.metrics.service.RETRY_S", 0.05)
-    store, run, experiment = FailingStore(another_store()._url), unique("run"), unique_number()
-    shared_store()
+    store, run, experiment = FailingStore(metric_url), unique("run"), unique_number()
     service = MetricService(engine, store, LeaseKeeper(engine, shard, "holder", 60.0), shard)
     await service.start()
     try:
