@@ -1,0 +1,183 @@
+"""The faults of the metric path. Each strikes a platform at work, proves that it did, and is over when it returns."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import httpx
+import psutil
+
+from cluster.postgres import EmbeddedPostgres
+from tests.clickhouse import ClickHouse
+from tests.faults.ledger import Writers
+from tests.faults.proxy import FaultProxy
+from tests.platform import Platform, eventually
+
+SLOW_S = 0.3
+RECOVERY_S = 60
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A platform whose metric store is a ClickHouse server behind a proxy, and writers at work."""
+
+    platform: Platform
+    clickhouse: ClickHouse
+    proxy: FaultProxy
+    writers: Writers
+
+
+#: Strikes; returns what proves that it fired.
+Fault = Callable[[Stage], str]
+
+
+def rows(platform: Platform) -> dict[str, dict[str, Any]]:
+    """The status page by actor, empty while nobody answers."""
+    try:
+        answer = httpx.get(f"{platform.url}/api/v1/status", timeout=10, trust_env=False)
+        return {row["actor"]: row for row in answer.json()} if answer.status_code == 200 else {}
+    except (httpx.HTTPError, ValueError):
+        return {}
+
+
+def kill_actor(platform: Platform, actor: str) -> tuple[int, int]:
+    """``kill -9`` of an actor's process; returns its pid and its successor's."""
+    pid: int = eventually(lambda: rows(platform).get(actor, {}).get("pid"), RECOVERY_S, f"{actor} has a pid")
+    os.kill(pid, signal.SIGKILL)
+
+    def successor() -> int | None:
+        row = rows(platform).get(actor, {})
+        return row["pid"] if row.get("health") == "ok" and row["pid"] != pid else None
+
+    return pid, eventually(successor, RECOVERY_S, f"{actor} is back")
+
+
+def _lag(platform: Platform) -> int:
+    """Groups that the shard has committed and not moved on, -1 when it does not say."""
+    lag = str(rows(platform).get("metric-shard-0", {}).get("lag", "-")).partition(" ")[0]
+    return int(lag) if lag.isdecimal() else -1
+
+
+def shard_killed(stage: Stage) -> str:
+    """The process that acknowledges dies."""
+    before, after = kill_actor(stage.platform, "metric-shard-0")
+    return f"pid {before} became {after}"
+
+
+def gateway_killed(stage: Stage) -> str:
+    """The process that answers HTTP dies."""
+    before, after = kill_actor(stage.platform, "gateway")
+    return f"pid {before} became {after}"
+
+
+def postgres_killed(stage: Stage) -> str:
+    """The database dies and is started again by the platform."""
+    server = EmbeddedPostgres(stage.platform.state_dir)
+    before = server.pid()
+    assert before is not None
+    os.kill(before, signal.SIGKILL)
+    after = eventually(partial(_other_pid, server, before), RECOVERY_S, "Postgres is back")
+    return f"pid {before} became {after}"
+
+
+def _other_pid(server: EmbeddedPostgres, before: int) -> int | None:
+    pid = server.pid()
+    return pid if pid != before else None
+
+
+def postgres_backend_killed(stage: Stage) -> str:
+    """One connection's process dies; Postgres then ends all others and recovers."""
+    server = EmbeddedPostgres(stage.platform.state_dir)
+
+    def recoveries() -> int:
+        return server.log.read_text(errors="replace").count("all server processes terminated; reinitializing")
+
+    before = recoveries()
+    victim = next(child for child in psutil.Process(server.pid()).children() if _is_backend(child))
+    victim.kill()
+    eventually(lambda: recoveries() > before, RECOVERY_S, "Postgres recovers")
+    return f"backend {victim.pid} gone, Postgres recovered"
+
+
+def _is_backend(process: psutil.Process) -> bool:
+    return " ".join(process.cmdline()).startswith("postgres: postgres mlplat")
+
+
+def postgres_frozen(stage: Stage) -> str:
+    """The database and its connections stop, until a request has waited for them; then they go on."""
+    server = EmbeddedPostgres(stage.platform.state_dir)
+    main = psutil.Process(server.pid())
+    family = [main, *main.children(recursive=True)]
+    for process in family:
+        process.suspend()
+    try:
+        answer = _impatient_request(stage.platform)
+    finally:
+        for process in family:
+            process.resume()
+    return f"{len(family)} processes stopped, a request got {answer}"
+
+
+def _impatient_request(platform: Platform) -> str:
+    try:
+        answer = httpx.get(
+            f"{platform.url}/api/2.0/mlflow/experiments/get", params={"experiment_id": "0"}, timeout=2, trust_env=False
+        )
+    except httpx.ReadTimeout:
+        return "no answer in 2 s"
+    assert answer.status_code in {429, 503}, answer.text
+    return str(answer.status_code)
+
+
+def clickhouse_killed(stage: Stage) -> str:
+    """The metric store is down for a while; acknowledgements go on and the log grows."""
+    stage.clickhouse.kill()
+    stage.writers.progress()
+    behind = eventually(lambda: max(_lag(stage.platform), 0), RECOVERY_S, "the log has grown")
+    stage.clickhouse.start()
+    return f"{behind} groups behind"
+
+
+def clickhouse_frozen(stage: Stage) -> str:
+    """The metric store neither answers nor hangs up."""
+    stage.clickhouse.freeze()
+    try:
+        stage.writers.progress()
+        behind = eventually(lambda: max(_lag(stage.platform), 0), RECOVERY_S, "the log has grown")
+    finally:
+        stage.clickhouse.thaw()
+    return f"{behind} groups behind"
+
+
+def clickhouse_slow(stage: Stage) -> str:
+    """Everything to and from the metric store takes its time."""
+    before = stage.proxy.delayed
+    stage.proxy.slow_down(SLOW_S)
+    try:
+        stage.writers.progress()
+        delayed = eventually(lambda: stage.proxy.delayed - before, RECOVERY_S, "something was slowed down")
+    finally:
+        stage.proxy.heal()
+    return f"{delayed} chunks took {SLOW_S:g} s more"
+
+
+def clickhouse_answers_lost(stage: Stage) -> str:
+    """Inserts happen, and the shard never hears of it: it sends the same points again."""
+    before = stage.proxy.answers_lost
+    stage.proxy.lose_answers()
+    try:
+        lost = eventually(lambda: stage.proxy.answers_lost - before, RECOVERY_S, "an answer was lost")
+        stage.writers.progress(1)
+    finally:
+        stage.proxy.heal()
+    return f"{lost} answers lost"
+
+
+def clickhouse_connections_cut(stage: Stage) -> str:
+    """Open connections to the metric store break in the middle of whatever they do."""
+    return f"{eventually(stage.proxy.cut_all, RECOVERY_S, 'a connection was open')} connections reset"
