@@ -5,7 +5,7 @@ ONLY ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench down lock
+.PHONY: help demo test soak check bench down lock
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -28,6 +28,9 @@ test: .venv/installed ## Run the checks and all tests, side by side (some tests:
 	wait $$checks; checked=$$?; \
 	if [ $$checked -ne 0 ]; then cat build/check.log; fi; \
 	exit $$((tested || checked))
+
+soak: .venv/installed ## Kill parts of a platform at work, hundreds of times (half an hour)
+	$(BIN)/python -m pytest -m soak $(ARGS)
 
 check: .venv/installed ## Lint, type-check and check the layers
 	$(BIN)/ruff check --no-cache .

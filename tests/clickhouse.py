@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.ports import free_port, is_listening
+from tests.faults.proxy import FaultProxy
 from tests.platform import ROOT, eventually
 
 
@@ -75,3 +76,16 @@ class ClickHouse:
                 return bool(answer.status == 200)
         except (urllib.error.URLError, OSError):
             return False
+
+
+@dataclass(frozen=True)
+class RemoteStore:
+    """A ClickHouse server and the proxy through which a platform reaches it."""
+
+    server: ClickHouse
+    proxy: FaultProxy
+
+    @property
+    def url(self) -> str:
+        """What the platform is given."""
+        return f"clickhouse://{self.server.login}@127.0.0.1:{self.proxy.port}/mlplat"

@@ -7,7 +7,6 @@ import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from cluster.postgres import EmbeddedPostgres
 from mlplat.db.engine import open_engine, open_sync_engine
 from mlplat.db.migrate import migrate
 from mlplat.settings import embedded_postgres_url
-from tests.clickhouse import ClickHouse
+from tests.clickhouse import ClickHouse, RemoteStore
 from tests.faults.proxy import FaultProxy
 from tests.platform import Platform
 
@@ -67,22 +66,13 @@ def platform(state_dir: Path, postgres: EmbeddedPostgres) -> Iterator[Platform]:
     assert not platform.left_over()
 
 
-@dataclass(frozen=True)
-class RemoteStore:
-    """A ClickHouse server and the proxy through which a platform reaches it."""
-
-    server: ClickHouse
-    proxy: FaultProxy
-    url: str
-
-
 @pytest.fixture(scope="session")
 def remote_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RemoteStore]:
     """The metric store of ``remote_platform``."""
     server = ClickHouse(tmp_path_factory.mktemp("clickhouse"), login="mlplat:secret")
     server.start()
     proxy = FaultProxy(server.port)
-    yield RemoteStore(server, proxy, f"clickhouse://mlplat:secret@127.0.0.1:{proxy.port}/mlplat")
+    yield RemoteStore(server, proxy)
     proxy.close()
     server.kill()
 

@@ -7,7 +7,7 @@ from mlflow.entities import Metric, Param
 
 from mlplat.metrics.queries import Statement
 from mlplat.metrics.store import MetricStore
-from tests.conftest import RemoteStore
+from tests.clickhouse import RemoteStore
 from tests.platform import Platform
 
 

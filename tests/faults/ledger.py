@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from mlplat.sdk.client import Client
 from tests.faults.writer import Entry, point_at
@@ -31,7 +32,7 @@ class Writers:
         client = Client(platform.url)
         self.experiment = 0
         paths = (*HTTP_WRITERS, *ACTOR_WRITERS)
-        runs = [_new_run(client) for _ in range(len(paths) + 1)]
+        runs = [new_run(client) for _ in range(len(paths) + 1)]
         self._plan = {"url": platform.url, "experiment": self.experiment, "shared_run": runs[-1]}
         self._files: list[Path] = []
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -102,7 +103,8 @@ def writing(platform: Platform, folder: Path) -> Iterator[Writers]:
         writers.kill()
 
 
-def _new_run(client: Client) -> str:
+def new_run(client: Client) -> str:
+    """The id of a new run in the default experiment."""
     answer = client.post("/api/2.0/mlflow/runs/create", {"experiment_id": "0", "start_time": 1})
     return str(answer["run"]["info"]["run_id"])
 
@@ -161,7 +163,7 @@ def read_back(platform: Platform, entries: Sequence[Entry]) -> Found:
     return Found(steps, params)
 
 
-def _history(client: Client, run: str, key: str) -> Iterator[dict[str, object]]:
+def _history(client: Client, run: str, key: str) -> Iterator[dict[str, Any]]:
     token = None
     while True:
         page = client.get(

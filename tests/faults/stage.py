@@ -11,9 +11,10 @@ from typing import Any
 
 import httpx
 import psutil
+import pytest
 
 from cluster.postgres import EmbeddedPostgres
-from tests.clickhouse import ClickHouse
+from tests.clickhouse import ClickHouse, RemoteStore
 from tests.faults.ledger import Writers
 from tests.faults.proxy import FaultProxy
 from tests.platform import Platform, eventually
@@ -24,12 +25,23 @@ RECOVERY_S = 60
 
 @dataclass(frozen=True)
 class Stage:
-    """A platform whose metric store is a ClickHouse server behind a proxy, and writers at work."""
+    """A platform and writers at work; ``remote`` where its metric store is a ClickHouse server."""
 
     platform: Platform
-    clickhouse: ClickHouse
-    proxy: FaultProxy
     writers: Writers
+    remote: RemoteStore | None = None
+
+    @property
+    def clickhouse(self) -> ClickHouse:
+        """The metric store's server."""
+        assert self.remote is not None
+        return self.remote.server
+
+    @property
+    def proxy(self) -> FaultProxy:
+        """What lies between the shard and the server."""
+        assert self.remote is not None
+        return self.remote.proxy
 
 
 #: Strikes; returns what proves that it fired.
@@ -57,10 +69,10 @@ def kill_actor(platform: Platform, actor: str) -> tuple[int, int]:
     return pid, eventually(successor, RECOVERY_S, f"{actor} is back")
 
 
-def _lag(platform: Platform) -> int:
+def lag(platform: Platform) -> int:
     """Groups that the shard has committed and not moved on, -1 when it does not say."""
-    lag = str(rows(platform).get("metric-shard-0", {}).get("lag", "-")).partition(" ")[0]
-    return int(lag) if lag.isdecimal() else -1
+    said = str(rows(platform).get("metric-shard-0", {}).get("lag", "-")).partition(" ")[0]
+    return int(said) if said.isdecimal() else -1
 
 
 def shard_killed(stage: Stage) -> str:
@@ -78,16 +90,67 @@ def gateway_killed(stage: Stage) -> str:
 def postgres_killed(stage: Stage) -> str:
     """The database dies and is started again by the platform."""
     server = EmbeddedPostgres(stage.platform.state_dir)
-    before = server.pid()
-    assert before is not None
-    os.kill(before, signal.SIGKILL)
-    after = eventually(partial(_other_pid, server, before), RECOVERY_S, "Postgres is back")
+    before = _kill_postgres(server)
+    return f"pid {before} became {_postgres_is_back(server, before)}"
+
+
+def postgres_killed_with_its_keeper(stage: Stage) -> str:
+    """The database dies, and so does what would start it again."""
+    server, keeper = EmbeddedPostgres(stage.platform.state_dir), _keeper(stage.platform)
+    keeper.kill()
+    before = _kill_postgres(server)
+    after = _postgres_is_back(server, before)
+    assert _keeper(stage.platform).pid != keeper.pid
     return f"pid {before} became {after}"
 
 
-def _other_pid(server: EmbeddedPostgres, before: int) -> int | None:
+def postgres_down(stage: Stage) -> str:
+    """The database stays away until a request was refused, with the time after which to ask again."""
+    server, keeper = EmbeddedPostgres(stage.platform.state_dir), _keeper(stage.platform)
+    keeper.suspend()
+    try:
+        before = _kill_postgres(server)
+        refused = eventually(partial(_refused, stage.platform), RECOVERY_S, "a request is refused")
+        assert refused == (503, "1"), refused
+    finally:
+        keeper.resume()
+    return f"pid {before} became {_postgres_is_back(server, before)}, meanwhile {refused[0]}"
+
+
+def _kill_postgres(server: EmbeddedPostgres) -> int:
     pid = server.pid()
-    return pid if pid != before else None
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    return pid
+
+
+def _postgres_is_back(server: EmbeddedPostgres, before: int) -> int:
+    def successor() -> int | None:
+        pid = server.pid()
+        return pid if pid != before else None
+
+    pid: int = eventually(successor, RECOVERY_S, "Postgres is back")
+    return pid
+
+
+def _keeper(platform: Platform) -> psutil.Process:
+    def find() -> psutil.Process | None:
+        found = [process for process in platform.processes() if "ray::PostgresKeeper" in " ".join(process.cmdline())]
+        return found[0] if found else None
+
+    keeper: psutil.Process = eventually(find, RECOVERY_S, "the keeper runs")
+    return keeper
+
+
+def _refused(platform: Platform) -> tuple[int, str | None] | None:
+    answer = _read(platform, timeout_s=30)
+    return None if answer.is_success else (answer.status_code, answer.headers.get("Retry-After"))
+
+
+def _read(platform: Platform, timeout_s: float) -> httpx.Response:
+    """A request that needs Postgres."""
+    url = f"{platform.url}/api/2.0/mlflow/experiments/get?experiment_id=0"
+    return httpx.get(url, timeout=timeout_s, trust_env=False)
 
 
 def postgres_backend_killed(stage: Stage) -> str:
@@ -116,29 +179,19 @@ def postgres_frozen(stage: Stage) -> str:
     for process in family:
         process.suspend()
     try:
-        answer = _impatient_request(stage.platform)
+        with pytest.raises(httpx.ReadTimeout):
+            _read(stage.platform, timeout_s=2)
     finally:
         for process in family:
             process.resume()
-    return f"{len(family)} processes stopped, a request got {answer}"
-
-
-def _impatient_request(platform: Platform) -> str:
-    try:
-        answer = httpx.get(
-            f"{platform.url}/api/2.0/mlflow/experiments/get", params={"experiment_id": "0"}, timeout=2, trust_env=False
-        )
-    except httpx.ReadTimeout:
-        return "no answer in 2 s"
-    assert answer.status_code in {429, 503}, answer.text
-    return str(answer.status_code)
+    return f"{len(family)} processes stopped, a request got no answer in 2 s"
 
 
 def clickhouse_killed(stage: Stage) -> str:
     """The metric store is down for a while; acknowledgements go on and the log grows."""
     stage.clickhouse.kill()
     stage.writers.progress()
-    behind = eventually(lambda: max(_lag(stage.platform), 0), RECOVERY_S, "the log has grown")
+    behind = eventually(lambda: max(lag(stage.platform), 0), RECOVERY_S, "the log has grown")
     stage.clickhouse.start()
     return f"{behind} groups behind"
 
@@ -148,7 +201,7 @@ def clickhouse_frozen(stage: Stage) -> str:
     stage.clickhouse.freeze()
     try:
         stage.writers.progress()
-        behind = eventually(lambda: max(_lag(stage.platform), 0), RECOVERY_S, "the log has grown")
+        behind = eventually(lambda: max(lag(stage.platform), 0), RECOVERY_S, "the log has grown")
     finally:
         stage.clickhouse.thaw()
     return f"{behind} groups behind"

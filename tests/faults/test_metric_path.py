@@ -9,15 +9,25 @@ import random
 import re
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
+import numpy as np
+import psutil
+import pyarrow as pa
 import pytest
 
-from tests.conftest import RemoteStore
+from mlplat.metrics.model import SCHEMA, encode
+from mlplat.metrics.queries import Statement
+from mlplat.metrics.store import MetricStore
+from mlplat.sdk.client import Client, client_for
+from mlplat.sdk.metrics import ARROW
+from tests.clickhouse import RemoteStore
 from tests.faults import stage as faults
-from tests.faults.ledger import Verdict, Window, judge, read_back, writing
+from tests.faults.ledger import Verdict, Window, judge, new_run, read_back, writing
 from tests.faults.stage import Fault, Stage
-from tests.platform import Platform
+from tests.platform import Platform, eventually
 
 KILLS: tuple[Fault, ...] = (
     faults.shard_killed,
@@ -26,6 +36,8 @@ KILLS: tuple[Fault, ...] = (
     faults.clickhouse_killed,
 )
 OTHERS: tuple[Fault, ...] = (
+    faults.postgres_killed_with_its_keeper,
+    faults.postgres_down,
     faults.postgres_backend_killed,
     faults.postgres_frozen,
     faults.clickhouse_frozen,
@@ -33,6 +45,11 @@ OTHERS: tuple[Fault, ...] = (
     faults.clickhouse_answers_lost,
     faults.clickhouse_connections_cut,
 )
+#: Ten million points, 750 MB as the shard holds them in memory: far more than its cache takes.
+FLOOD_BATCHES = 500
+FLOOD_POINTS = 20_000
+#: The cache and the queue of the shard have bounds of 128 and 64 MiB; the rest is for what is under way.
+MEMORY_CAP_BYTES = 512 * 1024 * 1024
 SOAK_KILLS = 200
 ROUND_KILLS = 10
 #: What a client may see meanwhile: an answer that says when to come back, or a broken connection.
@@ -40,12 +57,16 @@ _HARMLESS = re.compile(r"(503|429) Retry-After|500|Unavailable|Overloaded|[A-Z]\
 
 
 def _strike(
-    platform: Platform, store: RemoteStore, folder: Path, sequence: Sequence[Fault], say: pytest.CaptureFixture[str]
+    platform: Platform,
+    sequence: Sequence[Fault],
+    folder: Path,
+    say: pytest.CaptureFixture[str],
+    remote: RemoteStore | None = None,
 ) -> list[Verdict]:
     """One round: writers start, the faults strike one after another, the writers stop, everything is counted."""
     windows: list[Window] = []
     with writing(platform, folder) as writers:
-        stage = Stage(platform, store.server, store.proxy, writers)
+        stage = Stage(platform, writers, remote)
         for fault in sequence:
             began = time.monotonic()
             fired = fault(stage)
@@ -69,7 +90,13 @@ def _strike(
 def test_no_fault_loses_or_doubles_what_was_acknowledged(
     remote_platform: Platform, remote_store: RemoteStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _strike(remote_platform, remote_store, tmp_path, [*KILLS, *OTHERS], capsys)
+    _strike(remote_platform, [*KILLS, *OTHERS], tmp_path, capsys, remote_store)
+
+
+def test_the_embedded_store_may_die_with_its_shard(
+    platform: Platform, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _strike(platform, [faults.shard_killed, faults.gateway_killed, faults.shard_killed], tmp_path, capsys)
 
 
 @pytest.mark.soak
@@ -85,7 +112,61 @@ def test_hundreds_of_kills_lose_and_double_nothing(
     for number in range(SOAK_KILLS // ROUND_KILLS):
         sequence = [*chance.choices(KILLS, k=ROUND_KILLS), chance.choice(OTHERS)]
         chance.shuffle(sequence)
-        verdicts += _strike(remote_platform, remote_store, tmp_path / str(number), sequence, capsys)
+        verdicts += _strike(remote_platform, sequence, tmp_path / str(number), capsys, remote_store)
     with capsys.disabled():
         points, gap = sum(verdict.points for verdict in verdicts), max(verdict.gap_s for verdict in verdicts)
         print(f"{len(verdicts)} faults → {points} points acknowledged, lost 0, twice 0, longest gap {gap:.1f} s")
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_the_shards_memory_is_bounded_while_the_metric_store_is_away(
+    remote_platform: Platform, remote_store: RemoteStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, shard = new_run(Client(remote_platform.url)), remote_platform.status()["metric-shard-0"]["pid"]
+    before = _rss(shard)
+    remote_store.server.kill()
+    with ThreadPoolExecutor(4) as pool:
+        sent = sum(pool.map(partial(_send_block, remote_platform.url, run), range(FLOOD_BATCHES)))
+    away = _rss(shard)
+    behind = faults.lag(remote_platform)
+    assert behind > 0
+    remote_store.server.start()
+    peak = away
+
+    def caught_up() -> bool:
+        nonlocal peak
+        peak = max(peak, _rss(shard))
+        return faults.lag(remote_platform) == 0
+
+    began = time.monotonic()
+    eventually(caught_up, 300, "the shard has caught up")
+    with capsys.disabled():
+        print(
+            f"\nmetric store away → {sent} points acknowledged, {behind} groups behind → memory {before >> 20} MiB, "
+            f"then {away >> 20}, at most {peak >> 20} while it caught up in {time.monotonic() - began:.0f} s"
+        )
+    assert remote_platform.status()["metric-shard-0"]["pid"] == shard
+    assert peak - before < MEMORY_CAP_BYTES
+    statement = Statement("SELECT count() AS n FROM metric_points FINAL WHERE run_id = {run:String}", {"run": run})
+    assert MetricStore(remote_store.url).query(statement)["n"].to_pylist() == [sent]
+
+
+def _rss(pid: int) -> int:
+    return int(psutil.Process(pid).memory_info().rss)
+
+
+def _send_block(url: str, run: str, number: int) -> int:
+    """Sends one large Arrow batch until it is acknowledged; returns its number of points."""
+    steps = np.arange(number * FLOOD_POINTS, (number + 1) * FLOOD_POINTS)
+    columns = [
+        np.zeros_like(steps),
+        [run] * FLOOD_POINTS,
+        ["loss"] * FLOOD_POINTS,
+        steps,
+        steps,
+        np.random.rand(FLOOD_POINTS),
+    ]
+    body = encode(pa.table(columns, schema=SCHEMA))
+    answer: dict[str, int] = client_for(url).post_bytes("/api/v1/metrics", body, ARROW)
+    return answer["points"]

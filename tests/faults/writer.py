@@ -7,6 +7,7 @@ until stdin closes; then each brings its last request to an end.
 from __future__ import annotations
 
 import json
+import logging
 import random
 import sys
 import threading
@@ -163,7 +164,7 @@ def main() -> None:
     plan = json.loads(sys.argv[1])
     stop, lock = threading.Event(), threading.Lock()
     if any(path == "actor" for _number, _run, path in plan["writers"]):
-        ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
+        ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     with open(plan["ledger"], "w", buffering=1) as ledger:  # noqa: PTH123 - line buffering
 
         def note(entry: Entry) -> None:
