@@ -20,6 +20,7 @@ from tests.faults.proxy import FaultProxy
 from tests.platform import Platform, eventually
 
 SLOW_S = 0.3
+SLOW_CHUNKS = 6
 RECOVERY_S = 60
 
 
@@ -213,10 +214,10 @@ def clickhouse_slow(stage: Stage) -> str:
     stage.proxy.slow_down(SLOW_S)
     try:
         stage.writers.progress()
-        delayed = eventually(lambda: stage.proxy.delayed - before, RECOVERY_S, "something was slowed down")
+        eventually(lambda: stage.proxy.delayed >= before + SLOW_CHUNKS, RECOVERY_S, "enough was slowed down")
     finally:
         stage.proxy.heal()
-    return f"{delayed} chunks took {SLOW_S:g} s more"
+    return f"{stage.proxy.delayed - before} chunks took {SLOW_S:g} s more"
 
 
 def clickhouse_answers_lost(stage: Stage) -> str:

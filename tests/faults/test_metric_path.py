@@ -29,21 +29,23 @@ from tests.faults.ledger import Verdict, Window, judge, new_run, read_back, writ
 from tests.faults.stage import Fault, Stage
 from tests.platform import Platform, eventually
 
+#: What every test run does; a soak draws from all of them.
 KILLS: tuple[Fault, ...] = (
     faults.shard_killed,
     faults.gateway_killed,
-    faults.postgres_killed,
+    faults.postgres_down,
     faults.clickhouse_killed,
 )
 OTHERS: tuple[Fault, ...] = (
-    faults.postgres_killed_with_its_keeper,
-    faults.postgres_down,
-    faults.postgres_backend_killed,
-    faults.postgres_frozen,
     faults.clickhouse_frozen,
     faults.clickhouse_slow,
     faults.clickhouse_answers_lost,
     faults.clickhouse_connections_cut,
+)
+RARE_KILLS: tuple[Fault, ...] = (
+    faults.postgres_killed,
+    faults.postgres_killed_with_its_keeper,
+    faults.postgres_backend_killed,
 )
 #: Ten million points, 750 MB as the shard holds them in memory: far more than its cache takes.
 FLOOD_BATCHES = 500
@@ -110,7 +112,10 @@ def test_hundreds_of_kills_lose_and_double_nothing(
         print(f"\nseed {seed}")
     verdicts: list[Verdict] = []
     for number in range(SOAK_KILLS // ROUND_KILLS):
-        sequence = [*chance.choices(KILLS, k=ROUND_KILLS), chance.choice(OTHERS)]
+        sequence = [
+            *chance.choices([*KILLS, *RARE_KILLS], k=ROUND_KILLS),
+            chance.choice([*OTHERS, faults.postgres_frozen]),
+        ]
         chance.shuffle(sequence)
         verdicts += _strike(remote_platform, sequence, tmp_path / str(number), capsys, remote_store)
     with capsys.disabled():
