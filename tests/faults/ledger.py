@@ -128,14 +128,17 @@ class Verdict:
     points: int
     lost: int
     twice: int
+    params_alone: int
     gap_s: float
     failures: Counter[str]
 
     def __str__(self) -> str:
         failures = ", ".join(f"{count} × {what}" for what, count in sorted(self.failures.items())) or "none"
+        alone = f", {self.params_alone} unacknowledged batches left their param alone" if self.params_alone else ""
         return (
             f"{self.window.fault} → {self.window.fired} → {self.points} points acknowledged in {self.requests} "
             f"requests, lost {self.lost}, twice {self.twice}, longest gap {self.gap_s:.1f} s, failed tries: {failures}"
+            f"{alone}"
         )
 
 
@@ -188,7 +191,8 @@ def judge(found: Found, entries: Sequence[Entry], windows: Iterable[Window]) -> 
         assert not invented, f"{where}: steps {sorted(invented)[:10]} were never sent like this"
     for entry in entries:
         there = _there(found, entry)
-        # Params go to Postgres before the points go to the log, so points never stand without their params.
+        # A batch's params are committed before its points: points never stand without their param. The other
+        # way round is possible where nobody was told that the batch is stored; it is counted.
         assert there in {0, entry.count}, f"torn: {there} of {entry.count} points of {entry}"
         if there and entry.param:
             assert found.params[entry.run].get(entry.param) == entry.param, f"points without their param: {entry}"
@@ -214,4 +218,6 @@ def _verdict(found: Found, entries: Sequence[Entry], window: Window) -> Verdict:
     gap = max(after - before for before, after in pairwise(times))
     failures = Counter(failure for entry in mine for failure in entry.failures)
     twice = sum(_twice(found, entry) for entry in mine)
-    return Verdict(window, len(done), sum(entry.count for entry in done), lost, twice, gap, failures)
+    alone = sum(bool(entry.param in found.params[entry.run] and not _there(found, entry)) for entry in mine)
+    points = sum(entry.count for entry in done)
+    return Verdict(window, len(done), points, lost, twice, alone, gap, failures)

@@ -49,8 +49,9 @@ def test_half_a_batch_is_torn_even_when_nobody_was_told() -> None:
 
 
 def test_an_unknown_outcome_may_be_all_or_nothing() -> None:
-    for steps in ([], [0, 1, 2]):
-        assert [verdict.lost for verdict in _judge([_entry(0, None)], steps)] == [0, 0]
+    for steps, params, alone in (([], (), 0), ([], ("p0",), 1), ([0, 1, 2], ("p0",), 0)):
+        verdict, _second = _judge([_entry(0, None)], steps, params)
+        assert (verdict.lost, verdict.params_alone) == (0, alone)
 
 
 def test_points_without_their_param_are_torn() -> None:
