@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -101,7 +102,7 @@ def postgres_killed_with_its_keeper(stage: Stage) -> str:
     keeper.kill()
     before = _kill_postgres(server)
     after = _postgres_is_back(server, before)
-    assert _keeper(stage.platform).pid != keeper.pid
+    eventually(lambda: _keeper(stage.platform).pid != keeper.pid, RECOVERY_S, "the keeper is back")
     return f"pid {before} became {after}"
 
 
@@ -136,7 +137,7 @@ def _postgres_is_back(server: EmbeddedPostgres, before: int) -> int:
 
 def _keeper(platform: Platform) -> psutil.Process:
     def find() -> psutil.Process | None:
-        found = [process for process in platform.processes() if "ray::PostgresKeeper" in " ".join(process.cmdline())]
+        found = [process for process in platform.processes() if "ray::PostgresKeeper" in _command(process)]
         return found[0] if found else None
 
     keeper: psutil.Process = eventually(find, RECOVERY_S, "the keeper runs")
@@ -162,14 +163,22 @@ def postgres_backend_killed(stage: Stage) -> str:
         return server.log.read_text(errors="replace").count("all server processes terminated; reinitializing")
 
     before = recoveries()
-    victim = next(child for child in psutil.Process(server.pid()).children() if _is_backend(child))
+
+    def backend() -> psutil.Process | None:
+        children = psutil.Process(server.pid()).children()
+        return next((child for child in children if _command(child).startswith("postgres: postgres mlplat")), None)
+
+    victim = eventually(backend, RECOVERY_S, "somebody is connected")
     victim.kill()
     eventually(lambda: recoveries() > before, RECOVERY_S, "Postgres recovers")
     return f"backend {victim.pid} gone, Postgres recovered"
 
 
-def _is_backend(process: psutil.Process) -> bool:
-    return " ".join(process.cmdline()).startswith("postgres: postgres mlplat")
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def postgres_frozen(stage: Stage) -> str:
@@ -178,13 +187,15 @@ def postgres_frozen(stage: Stage) -> str:
     main = psutil.Process(server.pid())
     family = [main, *main.children(recursive=True)]
     for process in family:
-        process.suspend()
+        with suppress(psutil.NoSuchProcess):  # connections come and go
+            process.suspend()
     try:
         with pytest.raises(httpx.ReadTimeout):
             _read(stage.platform, timeout_s=2)
     finally:
         for process in family:
-            process.resume()
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
     return f"{len(family)} processes stopped, a request got no answer in 2 s"
 
 
