@@ -9,7 +9,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from cluster.postgres import EmbeddedPostgres
-from mlplat.errors import BringUpError
 
 _log = logging.getLogger(__name__)
 POSTGRES_KEEPER = "postgres-keeper"
@@ -30,18 +29,24 @@ class PostgresKeeper:
 
     async def _keep(self) -> None:
         while True:
-            before = await asyncio.to_thread(self._server.pid)
-            if before is not None:
-                await _end_of(before)
             try:
-                await asyncio.to_thread(self._server.start)
-            except (BringUpError, OSError) as error:
+                restarted = await self._one_life()
+            except Exception as error:  # whatever it is, it must not leave the server without a keeper
                 _log.warning("Postgres has died and does not start: %s", error)
-            if await asyncio.to_thread(self._server.pid) in {None, before}:
-                await asyncio.sleep(RETRY_S)  # what the dead one left behind takes a moment to go
-            else:
+                restarted = False
+            if restarted:
                 self._restarts += 1
                 _log.warning("Postgres had died and was started again")
+            else:
+                await asyncio.sleep(RETRY_S)  # what the dead one left behind takes a moment to go
+
+    async def _one_life(self) -> bool:
+        """Waits for the server's end and starts the next; False when the dead one is still in the way."""
+        before = await asyncio.to_thread(self._server.pid)
+        if before is not None:
+            await _end_of(before)
+        await asyncio.to_thread(self._server.start)
+        return await asyncio.to_thread(self._server.pid) not in {None, before}
 
 
 async def _end_of(pid: int) -> None:

@@ -71,14 +71,9 @@ class MetricStore:
         Raises:
             Unavailable: the store cannot be reached or opened, or refused.
         """
-        try:
-            for statement in CREATE_TABLES:
-                self._call("command", statement)
-        except Unavailable as error:
-            if getattr(error.__cause__, "code", None) != UNKNOWN_DATABASE:
-                raise
-            self._create_database()
-            self.create_tables()
+        self._ensure_database()
+        for statement in CREATE_TABLES:
+            self._call("command", statement)
 
     def insert(self, points: pa.Table) -> None:
         """Stores the points, at least once; exact repeats collapse when read.
@@ -143,6 +138,15 @@ class MetricStore:
                 interface="chdb", path=str(self._path()), chdb_options=CHDB_OPTIONS, settings=dict(SETTINGS)
             )
         return clickhouse_connect.get_client(**server_options(self._url), settings=dict(SETTINGS))
+
+    def _ensure_database(self) -> None:
+        """Creates the URL's database, but only when it is missing: not every login may ask for it."""
+        try:
+            self._call("command", "SELECT 1")
+        except Unavailable as error:
+            if getattr(error.__cause__, "code", None) != UNKNOWN_DATABASE:
+                raise
+            self._create_database()
 
     def _create_database(self) -> None:
         options = server_options(self._url)
