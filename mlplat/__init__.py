@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mlplat.pipelines.spec import Retry
+    from mlplat.sdk.capture.options import Capture
     from mlplat.sdk.context import current_step
     from mlplat.sdk.definition import pipeline, step
     from mlplat.sdk.pipeline_runs import submit
     from mlplat.sdk.registry import register_model
     from mlplat.sdk.run import Run, start_run
 
-__all__ = ["Retry", "Run", "current_step", "pipeline", "register_model", "start_run", "step", "submit"]
+__all__ = ["Capture", "Retry", "Run", "current_step", "pipeline", "register_model", "start_run", "step", "submit"]
 __version__ = "0.1.0"
 
 # Loaded when first used: the platform's own processes import this package too, and need none of it.
 _HOMES = {
+    "Capture": "mlplat.sdk.capture.options",
     "Retry": "mlplat.pipelines.spec",
     "Run": "mlplat.sdk.run",
     "current_step": "mlplat.sdk.context",

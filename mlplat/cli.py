@@ -19,6 +19,7 @@ from mlplat.errors import InvalidInput, PlatformError
 from mlplat.pipelines.spec import PipelineSpec
 from mlplat.progress import STYLES, progress
 from mlplat.sdk.client import client_for, default_url
+from mlplat.sdk.console import console_text
 from mlplat.sdk.pipeline_runs import PipelineRunHandle, load_pipeline, submit
 
 app = typer.Typer(
@@ -105,6 +106,17 @@ def logs_command(
 ) -> None:
     """Print what the attempts of a run printed, so far or in the end."""
     sys.stdout.write(PipelineRunHandle(client_for(default_url()), run_id).logs(step))
+
+
+@app.command("console")
+def console_command(
+    run_id: Annotated[str, typer.Argument(help="The run.")],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
+) -> None:
+    """Print what a run printed."""
+    for text in console_text(client_for(default_url()), run_id, follow=follow):
+        sys.stdout.write(text)
+        sys.stdout.flush()
 
 
 @app.command("demo")

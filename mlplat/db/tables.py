@@ -6,6 +6,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Computed,
     DateTime,
     ForeignKey,
     ForeignKeyConstraint,
@@ -19,7 +20,7 @@ from sqlalchemy import (
     Text,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSON, JSONB
+from sqlalchemy.dialects.postgresql import DOUBLE_PRECISION, JSON, JSONB
 
 metadata = MetaData(
     naming_convention={
@@ -35,6 +36,33 @@ _now = text("clock_timestamp()")
 
 def _time(name: str, *, nullable: bool = False, default: bool = False) -> Column[object]:
     return Column(name, DateTime(timezone=True), nullable=nullable, server_default=_now if default else None)
+
+
+#: Values of params and tags up to this many characters are searched in an index of their own; a btree entry
+#: cannot hold the longest ones.
+SHORT_VALUE = 256
+
+
+def number_sql(column: str) -> str:
+    """SQL for the number in a text column, NULL when it is none. The bounds keep the cast from overflowing."""
+    number = (
+        r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,2})?$|^[+-]?[0-9](\.[0-9]{0,17})?[eE][+-]?[12][0-9]{2}$"
+    )
+    infinity = "^[+-]?(inf|infinity)$"
+    return (
+        f"CASE WHEN length({column}) <= 200 AND ({column} ~ '{number}' OR {column} ~* '{infinity}') "
+        f"THEN ({column})::double precision END"
+    )
+
+
+def _value_indexes(table: str, owner: str) -> tuple[Index, Index]:
+    """Indexes that find the owners of a key by its value, without a look at the table."""
+    return (
+        Index(f"ix_{table}_short_value", "key", "value", postgresql_include=[owner],
+              postgresql_where=text(f"length(value) <= {SHORT_VALUE}")),
+        Index(f"ix_{table}_long_value", "key", postgresql_include=[owner],
+              postgresql_where=text(f"length(value) > {SHORT_VALUE}")),
+    )  # fmt: skip
 
 
 # -- leases ------------------------------------------------------------------------------------
@@ -81,7 +109,8 @@ run = Table(
     Column("deleted", Boolean, nullable=False, server_default=text("false")),
     _time("started_at"),
     _time("ended_at", nullable=True),
-    Index(None, "experiment_id", text("started_at DESC"), "run_id"),
+    # The order of a search; with ``deleted`` in it a page is found without a look at the table.
+    Index(None, "experiment_id", text("started_at DESC"), "run_id", postgresql_include=["deleted"]),
 )
 
 run_param = Table(
@@ -90,7 +119,11 @@ run_param = Table(
     Column("run_id", ForeignKey("run.run_id", ondelete="CASCADE"), primary_key=True),
     Column("key", Text, primary_key=True),
     Column("value", Text, nullable=False),
-)
+    Column("number", DOUBLE_PRECISION, Computed(number_sql("value"), persisted=True), nullable=True),
+    *_value_indexes("run_param", "run_id"),
+    Index("ix_run_param_number", "key", "number", postgresql_include=["run_id"],
+          postgresql_where=text("number IS NOT NULL")),
+)  # fmt: skip
 
 run_tag = Table(
     "run_tag",
@@ -98,8 +131,7 @@ run_tag = Table(
     Column("run_id", ForeignKey("run.run_id", ondelete="CASCADE"), primary_key=True),
     Column("key", Text, primary_key=True),
     Column("value", Text, nullable=False),
-    # Values can be 8,000 characters long, more than a btree entry holds.
-    Index("ix_run_tag_key_value", "key", text("left(value, 256)")),
+    *_value_indexes("run_tag", "run_id"),
 )
 
 # -- metrics -----------------------------------------------------------------------------------
@@ -107,10 +139,12 @@ run_tag = Table(
 metric_log = Table(
     "metric_log",
     metadata,
-    Column("shard", Text, primary_key=True),
+    # ``<shard>/<number>``: a shard's partitions take turns, and the shard creates them.
+    Column("slot", Text, primary_key=True),
     Column("seq", BigInteger, primary_key=True, autoincrement=False),
     Column("points", Integer, nullable=False),
     Column("body", LargeBinary, nullable=False),
+    postgresql_partition_by="LIST (slot)",
 )
 
 metric_flush = Table(

@@ -50,7 +50,7 @@ class Client:
         # trust_env: a proxy of the environment has no business with the platform's own address.
         self._http = httpx.Client(base_url=self.url, timeout=timeout, trust_env=False)
 
-    def get(self, path: str, **query: Any) -> Any:
+    def get(self, path: str, /, **query: Any) -> Any:
         """The JSON answer of a GET; query values that are None are left out."""
         return self._call("GET", path, params={key: value for key, value in query.items() if value is not None}).json()
 
@@ -75,6 +75,10 @@ class Client:
                 return self._http.put(quote(path), content=_chunks(body))
 
         self._with_retries(send)
+
+    def put_bytes(self, path: str, body: bytes) -> None:
+        """Stores bytes with a PUT."""
+        self._with_retries(lambda: self._http.put(quote(path), content=body))
 
     def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
         return self._with_retries(lambda: self._http.request(method, path, **options))

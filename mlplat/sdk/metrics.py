@@ -65,8 +65,7 @@ class PointBuffer:
     A point may be sent twice (a retry after a lost answer); the platform stores it once.
     """
 
-    def __init__(self, experiment_id: int, run_id: str, send: Send) -> None:
-        self._experiment_id = experiment_id
+    def __init__(self, run_id: str, send: Send) -> None:
         self._run_id = run_id
         self._send = send
         self._points: list[Point] = []
@@ -127,7 +126,7 @@ class PointBuffer:
                 self._changed.notify_all()
 
     def _deliver(self, batch: list[Point]) -> PlatformError | None:
-        body = encode(points_table(self._experiment_id, self._run_id, batch))
+        body = encode(points_table(self._run_id, batch))
         retries = Retrying(
             retry=retry_if_exception_type((Unavailable, Overloaded)),
             wait=wait_random_exponential(multiplier=0.1, max=2),

@@ -6,10 +6,10 @@ restoring it restores them. Methods raise ``NotFound`` for unknown ids.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Row, Select, delete, func, insert, select, update
+from sqlalchemy import FromClause, Row, Select, delete, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -17,15 +17,19 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from mlplat.db.engine import is_unique_violation
 from mlplat.db.tables import experiment, experiment_tag, run
 from mlplat.errors import AlreadyExists, InvalidInput, NotFound
+from mlplat.keys import check_key
+from mlplat.tracking.fields import EXPERIMENT_FIELDS
+from mlplat.tracking.filters import EXPERIMENTS, FilterCompiler, compile_order, shown
 from mlplat.tracking.model import (
     DEFAULT_EXPERIMENT_ID,
     DEFAULT_EXPERIMENT_NAME,
     Experiment,
     ViewType,
-    check_key,
     check_name,
     cut_tag,
 )
+from mlplat.tracking.paging import decode_token, digest, encode_token
+from mlplat.tracking.search import parse_filter, parse_orders
 
 
 class ExperimentStore:
@@ -90,13 +94,34 @@ class ExperimentStore:
             raise NotFound(f"Could not find experiment with name '{name}'")
         return found[0]
 
-    async def search(self, view: ViewType, limit: int, offset: int) -> list[Experiment]:
-        """Experiments, newest first."""
-        query = select(experiment).order_by(experiment.c.created_at.desc(), experiment.c.experiment_id.desc())
-        if view is not ViewType.ALL:
-            query = query.where(experiment.c.deleted == (view is ViewType.DELETED_ONLY))
+    async def search(
+        self,
+        filter_text: str = "",
+        order_texts: Sequence[str] = (),
+        view: ViewType = ViewType.ACTIVE_ONLY,
+        limit: int = 1000,
+        page_token: str | None = None,
+    ) -> tuple[list[Experiment], str | None]:
+        """A page of the experiments that satisfy the filter, ordered, then newest first; the next page's token.
+
+        Raises:
+            InvalidInput: the filter or an order is malformed, or the token belongs to another search.
+        """
+        condition = FilterCompiler(EXPERIMENTS).compile(parse_filter(filter_text, EXPERIMENT_FIELDS))
+        order = compile_order(parse_orders(order_texts, EXPERIMENT_FIELDS), EXPERIMENTS)
+        searched = digest("experiments", filter_text, list(order_texts), view)
+        source: FromClause = experiment
+        for table, on in order.joins:
+            source = source.outerjoin(table, on)
+        query = select(experiment, *order.labelled()).select_from(source).where(shown(experiment, view), condition)
+        if page_token:
+            query = query.where(order.after(decode_token(page_token, searched, order.kinds)))
         async with self._engine.connect() as connection:
-            return await self._load(connection, query.limit(limit).offset(offset))
+            rows = (await connection.execute(query.order_by(*order.clauses).limit(limit + 1))).all()
+            found = await self._with_tags(connection, rows[:limit])
+        if len(rows) <= limit:
+            return found, None
+        return found, encode_token(searched, rows[limit - 1][len(experiment.c) :])
 
     async def rename(self, experiment_id: int, name: str) -> None:
         """Gives an active experiment another name.
@@ -180,7 +205,10 @@ class ExperimentStore:
 
     @staticmethod
     async def _load(connection: AsyncConnection, query: Select[Any]) -> list[Experiment]:
-        rows = (await connection.execute(query)).all()
+        return await ExperimentStore._with_tags(connection, (await connection.execute(query)).all())
+
+    @staticmethod
+    async def _with_tags(connection: AsyncConnection, rows: Sequence[Row[Any]]) -> list[Experiment]:
         tag_query = select(experiment_tag).where(
             experiment_tag.c.experiment_id.in_([row.experiment_id for row in rows])
         )

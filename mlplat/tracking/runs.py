@@ -12,21 +12,44 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, FromClause, Row, delete, func, select, update
+import msgspec
+from sqlalchemy import (
+    ColumnElement,
+    Row,
+    Select,
+    Table,
+    Text,
+    cast,
+    column,
+    delete,
+    func,
+    literal,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, aggregate_order_by
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mlplat.db.tables import experiment, run, run_param, run_tag
 from mlplat.errors import InvalidInput, NotFound
-from mlplat.tracking.filters import Order
+from mlplat.keys import check_key
+from mlplat.tracking.filters import is_short
 from mlplat.tracking.model import (
     ATTEMPT_TAG,
     RUN_NAME_TAG,
     Run,
     RunStatus,
-    check_key,
+    RunUpdate,
     cut_tag,
     random_run_name,
+)
+
+#: A plan made for any values would not know how many runs these match; the sets of a filter must fit in memory,
+#: else they are searched from front to end for every run.
+_SEARCH_SETTINGS = text(
+    "SELECT set_config('plan_cache_mode', 'force_custom_plan', true), set_config('work_mem', '64MB', true)"
 )
 
 
@@ -136,19 +159,9 @@ class RunStore:
             raise NotFound(f"Run with id={run_id} not found")
 
     async def log(self, run_id: str, params: Mapping[str, str], tags: Mapping[str, str]) -> RunRef:
-        """Writes params and tags (keys already checked) in one transaction.
-
-        Raises:
-            InvalidInput: a param has another value already, or the run is deleted.
-            NotFound: no such run.
-        """
+        """Writes params and tags in one transaction; see ``write_update``."""
         async with self._engine.begin() as connection:
-            ref = await _require_active(connection, run_id)
-            await _put_params(connection, run_id, params)
-            await _put_tags(connection, run_id, tags)
-            if RUN_NAME_TAG in tags:
-                await connection.execute(update(run).where(run.c.run_id == run_id).values(name=tags[RUN_NAME_TAG]))
-        return ref
+            return await write_update(connection, RunUpdate(run_id, dict(params), dict(tags)))
 
     async def delete_tag(self, run_id: str, key: str) -> None:
         """Removes one tag.
@@ -162,27 +175,21 @@ class RunStore:
             if not (await connection.execute(statement)).rowcount:
                 raise NotFound(f"No tag with name: {key} in run with id {run_id}")
 
-    async def search(self, where: ColumnElement[bool], order: Order, limit: int, offset: int) -> list[Run]:
-        """Runs that satisfy ``where``, in ``order``, then newest first."""
-        source: FromClause = run
-        for table, condition in order.joins:
-            source = source.outerjoin(table, condition)
-        query = (
-            select(run.c.run_id)
-            .select_from(source)
-            .where(where)
-            .order_by(*order.terms, run.c.started_at.desc(), run.c.run_id)
-            .limit(limit)
-            .offset(offset)
-        )
+    async def select(self, query: Select[Any]) -> Sequence[Row[Any]]:
+        """The rows of a search's query, planned for its very values."""
         async with self._engine.connect() as connection:
-            run_ids = list((await connection.execute(query)).scalars())
+            await connection.execute(_SEARCH_SETTINGS)
+            return (await connection.execute(query)).all()
+
+    async def load(self, run_ids: Sequence[str]) -> list[Run]:
+        """The runs in the order of ``run_ids``; unknown ids are left out."""
+        async with self._engine.connect() as connection:
             return await load_runs(connection, run_ids)
 
     async def kill_of_attempt(self, attempt: str) -> int:
         """Marks the runs that a dead attempt left RUNNING as KILLED and returns how many there were."""
         started_by = select(run_tag.c.run_id).where(
-            run_tag.c.key == ATTEMPT_TAG, func.left(run_tag.c.value, 256) == attempt
+            run_tag.c.key == ATTEMPT_TAG, run_tag.c.value == attempt, is_short(run_tag.c.value)
         )
         statement = (
             update(run)
@@ -193,19 +200,42 @@ class RunStore:
             return (await connection.execute(statement)).rowcount
 
 
+async def write_update(connection: AsyncConnection, new: RunUpdate) -> RunRef:
+    """Writes params and tags inside of a transaction.
+
+    Raises:
+        InvalidInput: a param has another value already, or the run is deleted.
+        NotFound: no such run.
+    """
+    ref = await _require_active(connection, new.run_id)
+    await _put_params(connection, new.run_id, new.params)
+    await _put_tags(connection, new.run_id, new.tags)
+    if RUN_NAME_TAG in new.tags:
+        name = new.tags[RUN_NAME_TAG]
+        await connection.execute(update(run).where(run.c.run_id == new.run_id).values(name=name))
+    return ref
+
+
 async def load_runs(connection: AsyncConnection, run_ids: Sequence[str]) -> list[Run]:
     """The runs with params and tags, in the order of ``run_ids``; unknown ids are left out."""
     if not run_ids:
         return []
-    rows = (await connection.execute(select(run).where(run.c.run_id.in_(run_ids)))).all()
-    params: dict[str, dict[str, str]] = {}
-    tags: dict[str, dict[str, str]] = {}
-    for table, into in ((run_param, params), (run_tag, tags)):
-        query = select(table).where(table.c.run_id.in_(run_ids)).order_by(table.c.key)
-        for entry in (await connection.execute(query)).all():
-            into.setdefault(entry.run_id, {})[entry.key] = entry.value
-    by_id = {row.run_id: _run(row, params.get(row.run_id, {}), tags.get(row.run_id, {})) for row in rows}
-    return [by_id[run_id] for run_id in run_ids if run_id in by_id]
+    wanted = func.unnest(literal(list(run_ids), ARRAY(Text))).table_valued(
+        column("run_id", Text), with_ordinality="position", name="wanted"
+    ).render_derived()  # fmt: skip
+    columns = [column for column in run.c if column.key != "run_id"]
+    query = (
+        select(run.c.run_id, *columns, _entries(run_param).label("params"), _entries(run_tag).label("tags"))
+        .join_from(wanted, run, run.c.run_id == wanted.c.run_id)
+        .order_by(wanted.c.position)
+    )
+    return [_run(row) for row in (await connection.execute(query)).all()]
+
+
+def _entries(pairs: Table) -> ColumnElement[Any]:
+    """A run's params or tags as one JSON object: a row for each would cost more than the rest of the search."""
+    built = func.json_object_agg(pairs.c.key, aggregate_order_by(pairs.c.value, pairs.c.key))
+    return select(cast(built, Text)).where(pairs.c.run_id == run.c.run_id).correlate(run).scalar_subquery()
 
 
 async def _require_active(connection: AsyncConnection, run_id: str, *, for_write: bool = True) -> RunRef:
@@ -243,7 +273,8 @@ async def _put_tags(connection: AsyncConnection, run_id: str, tags: Mapping[str,
     )
 
 
-def _run(row: Row[Any], params: dict[str, str], tags: dict[str, str]) -> Run:
+def _run(row: Row[Any]) -> Run:
+    params, tags = (msgspec.json.decode(text or "{}", type=dict[str, str]) for text in (row.params, row.tags))
     return Run(
         row.run_id, row.experiment_id, row.name, RunStatus(row.status), row.user_id, row.artifact_uri, row.deleted,
         row.started_at, row.ended_at, params, tags,

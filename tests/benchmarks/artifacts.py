@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 
 from mlplat.sdk.client import Client
-from mlplat.sdk.run import ARTIFACTS
+from mlplat.sdk.files import ARTIFACTS
 from tests.benchmarks.result import Result
 from tests.platform import Platform
 

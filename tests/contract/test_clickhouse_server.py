@@ -15,11 +15,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from mlplat.errors import Unavailable
 from mlplat.metrics import queries
-from mlplat.metrics.model import Point, points_table
+from mlplat.metrics.model import Point
 from mlplat.metrics.queries import Statement
 from mlplat.metrics.store import SETTINGS, MetricStore
 from tests.clickhouse import ClickHouse
-from tests.contract.chdb import stored_points, unique
+from tests.contract.chdb import stored, stored_points, unique
 
 PASSWORD = "p@ss/w:rd%?"
 ENCODED = "p%40ss%2Fw%3Ard%25%3F"
@@ -102,7 +102,7 @@ def test_a_database_is_created_and_kept_apart(clickhouse: ClickHouse) -> None:
     for store in (first, second):
         store.create_tables()
         store.create_tables()
-    first.insert(points_table(*_point(run)))
+    first.insert(stored(*_point(run)))
     assert [store.query(stored_points(run))["n"].to_pylist() for store in (first, second)] == [[1], [0]]
 
 
@@ -129,25 +129,25 @@ def test_a_statement_that_takes_too_long_is_given_up_by_the_engine(
 
 def test_many_run_ids_fit_into_a_statement(metric_store: MetricStore) -> None:
     run = unique("run")
-    metric_store.insert(points_table(*_point(run)))
+    metric_store.insert(stored(*_point(run)))
     runs = [unique("r" * 20) for _ in range(5_000)]
-    assert metric_store.query(queries.latest([1], [*runs, run])).num_rows == 1
+    assert metric_store.query(queries.latest([*runs, run])).num_rows == 1
 
 
 def test_a_server_that_died_is_named_and_found_again(launch: Launch) -> None:
     server, run = launch(), unique("run")
     store = MetricStore(f"{server.url}/db")
     store.create_tables()
-    store.insert(points_table(*_point(run, 0)))
+    store.insert(stored(*_point(run, 0)))
     server.kill()
-    for attempt in (store.create_tables, lambda: store.insert(points_table(*_point(run, 1)))):
+    for attempt in (store.create_tables, lambda: store.insert(stored(*_point(run, 1)))):
         with pytest.raises(Unavailable) as caught:
             attempt()
         assert str(caught.value) == (
             f"the metric store at 127.0.0.1:{server.port} does not answer: [Errno 111] Connection refused"
         )
     server.start()
-    store.insert(points_table(*_point(run, 1)))
+    store.insert(stored(*_point(run, 1)))
     assert store.query(stored_points(run))["n"].to_pylist() == [2]
 
 
@@ -162,9 +162,9 @@ def test_a_frozen_server_costs_a_bounded_wait_and_what_it_took_counts_once(
     store.query(ONE)
     server.freeze()
     with pytest.raises(Unavailable, match=r"does not answer: .*timed out"):
-        store.insert(points_table(*_point(run)))
+        store.insert(stored(*_point(run)))
     server.thaw()  # now it does what it was told
-    store.insert(points_table(*_point(run)))
+    store.insert(stored(*_point(run)))
     assert store.query(stored_points(run))["n"].to_pylist() == [1]
 
 

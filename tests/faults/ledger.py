@@ -30,10 +30,9 @@ class Writers:
 
     def __init__(self, platform: Platform, folder: Path) -> None:
         client = Client(platform.url)
-        self.experiment = 0
         paths = (*HTTP_WRITERS, *ACTOR_WRITERS)
         runs = [new_run(client) for _ in range(len(paths) + 1)]
-        self._plan = {"url": platform.url, "experiment": self.experiment, "shared_run": runs[-1]}
+        self._plan = {"url": platform.url, "shared_run": runs[-1]}
         self._files: list[Path] = []
         self._processes: list[subprocess.Popen[bytes]] = []
         self._expected = set(range(len(paths)))
@@ -128,17 +127,14 @@ class Verdict:
     points: int
     lost: int
     twice: int
-    params_alone: int
     gap_s: float
     failures: Counter[str]
 
     def __str__(self) -> str:
         failures = ", ".join(f"{count} × {what}" for what, count in sorted(self.failures.items())) or "none"
-        alone = f", {self.params_alone} unacknowledged batches left their param alone" if self.params_alone else ""
         return (
             f"{self.window.fault} → {self.window.fired} → {self.points} points acknowledged in {self.requests} "
             f"requests, lost {self.lost}, twice {self.twice}, longest gap {self.gap_s:.1f} s, failed tries: {failures}"
-            f"{alone}"
         )
 
 
@@ -191,11 +187,10 @@ def judge(found: Found, entries: Sequence[Entry], windows: Iterable[Window]) -> 
         assert not invented, f"{where}: steps {sorted(invented)[:10]} were never sent like this"
     for entry in entries:
         there = _there(found, entry)
-        # A batch's params are committed before its points: points never stand without their param. The other
-        # way round is possible where nobody was told that the batch is stored; it is counted.
         assert there in {0, entry.count}, f"torn: {there} of {entry.count} points of {entry}"
-        if there and entry.param:
-            assert found.params[entry.run].get(entry.param) == entry.param, f"points without their param: {entry}"
+        if entry.param:
+            param = found.params[entry.run].get(entry.param)
+            assert param == (entry.param if there else None), f"torn: {there} points and param {param!r} of {entry}"
     return [_verdict(found, entries, window) for window in windows]
 
 
@@ -218,6 +213,5 @@ def _verdict(found: Found, entries: Sequence[Entry], window: Window) -> Verdict:
     gap = max(after - before for before, after in pairwise(times))
     failures = Counter(failure for entry in mine for failure in entry.failures)
     twice = sum(_twice(found, entry) for entry in mine)
-    alone = sum(bool(entry.param in found.params[entry.run] and not _there(found, entry)) for entry in mine)
     points = sum(entry.count for entry in done)
-    return Verdict(window, len(done), points, lost, twice, alone, gap, failures)
+    return Verdict(window, len(done), points, lost, twice, gap, failures)

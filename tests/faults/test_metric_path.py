@@ -13,12 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import psutil
-import pyarrow as pa
 import pytest
 
-from mlplat.metrics.model import SCHEMA, encode
+from mlplat.metrics.model import columns_table, encode
 from mlplat.metrics.queries import Statement
 from mlplat.metrics.store import MetricStore
 from mlplat.sdk.client import Client, client_for
@@ -47,7 +45,7 @@ RARE_KILLS: tuple[Fault, ...] = (
     faults.postgres_killed_with_its_keeper,
     faults.postgres_backend_killed,
 )
-#: Ten million points, 750 MB as the shard holds them in memory: far more than its cache takes.
+#: Ten million points, 320 MB as the shard holds them in memory: far more than its cache takes.
 FLOOD_BATCHES = 500
 FLOOD_POINTS = 20_000
 #: The cache and the queue of the shard have bounds of 128 and 64 MiB; the rest is for what is under way.
@@ -163,15 +161,7 @@ def _rss(pid: int) -> int:
 
 def _send_block(url: str, run: str, number: int) -> int:
     """Sends one large Arrow batch until it is acknowledged; returns its number of points."""
-    steps = np.arange(number * FLOOD_POINTS, (number + 1) * FLOOD_POINTS)
-    columns = [
-        np.zeros_like(steps),
-        [run] * FLOOD_POINTS,
-        ["loss"] * FLOOD_POINTS,
-        steps,
-        steps,
-        np.random.rand(FLOOD_POINTS),
-    ]
-    body = encode(pa.table(columns, schema=SCHEMA))
+    steps = range(number * FLOOD_POINTS, (number + 1) * FLOOD_POINTS)
+    body = encode(columns_table(run, ["loss"] * FLOOD_POINTS, steps, steps, [step / 7 for step in steps]))
     answer: dict[str, int] = client_for(url).post_bytes("/api/v1/metrics", body, ARROW)
     return answer["points"]

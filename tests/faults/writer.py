@@ -1,6 +1,6 @@
 """Writers in a process of their own: ``python -m tests.faults.writer PLAN``. Each notes what was acknowledged.
 
-The plan is JSON: url, ledger (a file), experiment, writers ([{run, path}]), shared_run. They write
+The plan is JSON: url, ledger (a file), shared_run, writers (number, run and path of each). They write
 until stdin closes; then each brings its last request to an end.
 """
 
@@ -70,13 +70,13 @@ def point_at(key: str, step: int) -> Point:
 Send = Callable[[Entry], None]
 
 
-def http_send(url: str, experiment: int) -> Send:
+def http_send(url: str) -> Send:
     """Sends by MLflow's log-batch and log-metric, and by the native API's Arrow batches."""
     http = httpx.Client(base_url=url, timeout=REQUEST_TIMEOUT_S, trust_env=False)
 
     def send(entry: Entry) -> None:
         try:
-            answer = http.post(**_request(entry, experiment))
+            answer = http.post(**_request(entry))
         except httpx.TransportError as error:
             raise Failed(type(error).__name__) from error
         if answer.is_success:
@@ -90,9 +90,9 @@ def http_send(url: str, experiment: int) -> Send:
     return send
 
 
-def _request(entry: Entry, experiment: int) -> dict[str, Any]:
+def _request(entry: Entry) -> dict[str, Any]:
     if entry.kind == "arrow":
-        body = encode(points_table(experiment, entry.run, entry.points()))
+        body = encode(points_table(entry.run, entry.points()))
         return {"url": "/api/v1/metrics", "content": body, "headers": {"Content-Type": ARROW}}
     metrics = [point._asdict() for point in entry.points()]
     if entry.kind == "point":
@@ -104,14 +104,14 @@ def _request(entry: Entry, experiment: int) -> dict[str, Any]:
     }
 
 
-def actor_send(url: str, experiment: int) -> Send:
+def actor_send(url: str) -> Send:
     """Sends straight to the shard's actor, as the SDK does inside the cluster."""
     ray.get_actor(METRIC_SHARD, namespace=NAMESPACE)  # else the SDK would take HTTP
     deliver = best_sender(Client(url))
 
     def send(entry: Entry) -> None:
         try:
-            deliver(encode(points_table(experiment, entry.run, entry.points())))
+            deliver(encode(points_table(entry.run, entry.points())))
         except (Unavailable, Overloaded) as error:
             raise Failed(type(error).__name__) from error
         except PlatformError as error:
@@ -172,7 +172,7 @@ def main() -> None:
                 ledger.write(json.dumps(asdict(entry)) + "\n")
 
         def run(number: int, run_id: str, path: str) -> None:
-            send = (actor_send if path == "actor" else http_send)(plan["url"], plan["experiment"])
+            send = (actor_send if path == "actor" else http_send)(plan["url"])
             kinds = ["actor"] if path == "actor" else ["batch", "point", "arrow"]
             # The impatient never ask twice: what became of their failures is unknown, but must be whole.
             patience = 0.0 if path == "impatient" else PATIENCE_S

@@ -435,8 +435,8 @@ async def test_searching_no_experiment_finds_nothing(mlflow: MLflow) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"filter": "metrics.acc > 'x'"}, "Expected a number"),
-        ({"filter": "params.p = 1"}, "quoted string"),
+        ({"filter": "metrics.acc > 'x'"}, "Expected numeric value type for metric"),
+        ({"filter": "tags.p = 1"}, "quoted string"),
         ({"filter": "nonsense"}, "Invalid filter string"),
         ({"filter": "attributes.nobody = 'x'"}, "Invalid attribute key"),
         ({"order_by": ["nonsense.x"]}, "Invalid entity type"),

@@ -36,7 +36,8 @@ def test_all_is_well() -> None:
 
 
 def test_what_is_lost_counts_in_the_window_of_its_acknowledgement() -> None:
-    assert [verdict.lost for verdict in _judge(ACKNOWLEDGED, [0, 1, 2, 3, 4, 5])] == [0, 3]
+    lost = _judge(ACKNOWLEDGED, [0, 1, 2, 3, 4, 5], ("p0", "p3"))
+    assert [verdict.lost for verdict in lost] == [0, 3]
 
 
 def test_what_is_there_twice_is_seen() -> None:
@@ -49,14 +50,17 @@ def test_half_a_batch_is_torn_even_when_nobody_was_told() -> None:
 
 
 def test_an_unknown_outcome_may_be_all_or_nothing() -> None:
-    for steps, params, alone in (([], (), 0), ([], ("p0",), 1), ([0, 1, 2], ("p0",), 0)):
-        verdict, _second = _judge([_entry(0, None)], steps, params)
-        assert (verdict.lost, verdict.params_alone) == (0, alone)
+    for steps, params in (([], ()), ([0, 1, 2], ("p0",))):
+        assert [verdict.lost for verdict in _judge([_entry(0, None)], steps, params)] == [0, 0]
 
 
-def test_points_without_their_param_are_torn() -> None:
-    with pytest.raises(AssertionError, match="points without their param"):
-        _judge([_entry(0, 1.0)], [0, 1, 2], params=())
+@pytest.mark.parametrize(("steps", "params"), [([0, 1, 2], ()), ([], ("p0",))])
+@pytest.mark.parametrize("done", [1.0, None])
+def test_points_and_their_param_without_one_another_are_torn(
+    steps: list[int], params: tuple[str, ...], done: float | None
+) -> None:
+    with pytest.raises(AssertionError, match=r"torn: \d points and param"):
+        _judge([_entry(0, done)], steps, params)
 
 
 def test_points_that_nobody_sent_are_seen() -> None:

@@ -108,6 +108,14 @@ def paged(name: str, items: Sequence[Any], limit: int, offset: int) -> Answer:
     return answer
 
 
+def token_page(name: str, items: Sequence[Any], next_token: str | None) -> Answer:
+    """A page, and where the next one starts; what is empty is absent."""
+    answer: Answer = {name: items} if items else {}
+    if next_token is not None:
+        answer["next_page_token"] = next_token
+    return answer
+
+
 def check_limit(limit: int, highest: int) -> int:
     """A page size within bounds.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import uuid
 
 import msgspec
@@ -13,10 +14,9 @@ from mlplat.http.mlflow.endpoint import (
     Answer,
     Endpoint,
     check_limit,
-    page_offset,
-    paged,
     request_id,
     require,
+    token_page,
     wire_double,
 )
 from mlplat.http.mlflow.experiments import Tag, view_type
@@ -28,7 +28,7 @@ from mlplat.tracking.model import (
     parse_experiment_id,
     to_ms,
 )
-from mlplat.tracking.run_search import FoundRun, search_runs, with_metrics
+from mlplat.tracking.run_search import FoundRun, MetricPoint, search_runs, with_metrics
 
 MAX_PAGE = 50_000
 #: A run's id follows from its request, so that a repeated request finds the run it made.
@@ -114,15 +114,16 @@ def wire_run(found: FoundRun) -> Answer:
     """A run as MLflow writes it; empty lists are absent."""
     data: Answer = {}
     if found.metrics:
-        data["metrics"] = [
-            {"key": point.key, "value": wire_double(point.value), "timestamp": point.timestamp, "step": point.step}
-            for point in found.metrics
-        ]
+        data["metrics"] = [point if math.isfinite(point.value) else _wire_point(point) for point in found.metrics]
     if found.run.params:
         data["params"] = [{"key": key, "value": value} for key, value in found.run.params.items()]
     if found.run.tags:
         data["tags"] = [{"key": key, "value": value} for key, value in found.run.tags.items()]
     return {"info": wire_info(found.run), "data": data, "inputs": {}, "outputs": {}}
+
+
+def _wire_point(point: MetricPoint) -> Answer:
+    return {"key": point.key, "value": wire_double(point.value), "timestamp": point.timestamp, "step": point.step}
 
 
 async def create(services: Services, request: Create) -> Answer:
@@ -164,12 +165,12 @@ async def restore(services: Services, request: ById) -> Answer:
 
 async def search(services: Services, request: Search) -> Answer:
     """POST runs/search"""
-    limit, offset = check_limit(request.max_results, MAX_PAGE), page_offset(request.page_token)
-    found = await search_runs(
+    page = await search_runs(
         services.runs, services.metrics, [parse_experiment_id(value) for value in request.experiment_ids],
-        request.filter, request.order_by, view_type(request.run_view_type), limit + 1, offset,
+        request.filter, request.order_by, view_type(request.run_view_type),
+        check_limit(request.max_results, MAX_PAGE), request.page_token,
     )  # fmt: skip
-    return paged("runs", [wire_run(run) for run in found], limit, offset)
+    return token_page("runs", [wire_run(found) for found in page.runs], page.next_token)
 
 
 async def list_artifacts(services: Services, request: ListArtifacts) -> Answer:
