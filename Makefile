@@ -7,7 +7,7 @@ IN_PROCESS := tests/unit tests/contract tests/http
 PLATFORM := tests/e2e tests/faults
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench down lock
+.PHONY: help demo test soak check bench down lock
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -36,6 +36,9 @@ ifeq ($(ARGS),)
 else
 	$(BIN)/python -m pytest $(ARGS)
 endif
+
+soak: .venv/installed ## Kill parts of a platform at work, hundreds of times (half an hour)
+	$(BIN)/python -m pytest -m soak $(ARGS)
 
 check: .venv/installed ## Lint, type-check and check the layers
 	$(BIN)/ruff check --no-cache .

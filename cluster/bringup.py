@@ -20,6 +20,7 @@ from ray.serve.config import HTTPOptions
 from sqlalchemy.exc import SQLAlchemyError
 
 import actors
+import cluster
 from actors.executor import RunExecutor
 from actors.gateway import ARTIFACT_ROOT, gateway
 from actors.handles import ClusterStatus
@@ -31,12 +32,14 @@ from cluster.credentials import client_environment
 from cluster.disk import plain_disk_errors, require_space
 from cluster.ports import is_listening, require_free
 from cluster.postgres import EmbeddedPostgres
+from cluster.postgres_keeper import POSTGRES_KEEPER, PostgresKeeper
 from cluster.ray_head import RayHead, find_processes, start_head, stop_processes, temp_dir
 from cluster.state import ClusterRecord, read_record, remove_record, write_record
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.db.engine import open_engine
 from mlplat.db.migrate import migrate
-from mlplat.errors import BringUpError
+from mlplat.errors import BringUpError, Unavailable
+from mlplat.metrics.store import MetricStore
 from mlplat.runtime import (
     ACTOR_NAMES,
     METRIC_SHARD,
@@ -52,6 +55,7 @@ from mlplat.tracking.experiments import ExperimentStore
 LOCK_TIMEOUT_S = 120
 HEALTH_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 15
+KEEPER_TIMEOUT_S = 2
 Say = Callable[[str], None]
 
 
@@ -70,6 +74,8 @@ def up(settings: Settings, *, dashboard: bool, say: Say) -> ClusterRecord:
             # A platform that runs keeps its port, whatever the settings say by now.
             config = replace(settings.config, http_url=record.http_url)
             _deploy(config, say)
+            if settings.postgres_url is None:
+                get_or_create(PostgresKeeper, POSTGRES_KEEPER, config.state_dir)
             asyncio.run(_wait_healthy(config))
         finally:
             ray.shutdown()
@@ -109,15 +115,22 @@ def status(settings: Settings) -> list[dict[str, Any]]:
     _connect(record)
     try:
         rows = asyncio.run(ClusterStatus().actors())
+        if settings.postgres_url is None:
+            rows.append(_postgres_row(settings))
     finally:
         ray.shutdown()
-    if settings.postgres_url is None:
-        pid = EmbeddedPostgres(settings.state_dir).pid()
-        rows.append(
-            {"actor": "postgres", "node": "127.0.0.1", "pid": pid, "restarts": 0,
-             "health": "ok" if pid else "down", "lag": "-"}
-        )  # fmt: skip
     return rows
+
+
+def _postgres_row(settings: Settings) -> dict[str, Any]:
+    pid, restarts = EmbeddedPostgres(settings.state_dir).pid(), 0
+    with suppress(ValueError, RayError):
+        keeper: Any = ray.get_actor(POSTGRES_KEEPER, namespace=NAMESPACE)
+        restarts = ray.get(keeper.restarts.remote(), timeout=KEEPER_TIMEOUT_S)
+    return {
+        "actor": "postgres", "node": "127.0.0.1", "pid": pid, "restarts": restarts,
+        "health": "ok" if pid else "down", "lag": "-",
+    }  # fmt: skip
 
 
 def environment(settings: Settings) -> dict[str, str]:
@@ -194,6 +207,7 @@ def _start_engines(settings: Settings, dashboard: bool, say: Say) -> ClusterReco
     port = settings.http_port
     require_free(port, "HTTP API", "MLPLAT_HTTP_PORT")
     ArtifactStore(settings.config.artifacts_url).check_writable()
+    _prepare_metric_store(settings)
     say("starting Postgres and Ray")
     with ThreadPoolExecutor(1) as pool:
         preparing = pool.submit(_prepare_database, settings)
@@ -212,6 +226,19 @@ def _start_engines(settings: Settings, dashboard: bool, say: Say) -> ClusterReco
     record = ClusterRecord(head.address, head.dashboard_url, settings.local_url, head.pids, "starting")
     write_record(settings.state_dir, record)
     return record
+
+
+def _prepare_metric_store(settings: Settings) -> None:
+    """The tables of a ClickHouse server. The embedded engine belongs to its actor, which makes its own."""
+    if settings.clickhouse_url is None:
+        return
+    store = MetricStore(settings.clickhouse_url)
+    try:
+        store.create_tables()
+    except Unavailable as error:
+        raise BringUpError(f"{error.message}. MLPLAT_CLICKHOUSE_URL names it.") from error
+    finally:
+        store.close()
 
 
 def _join(settings: Settings) -> RayHead:
@@ -258,7 +285,8 @@ def _connect(record: ClusterRecord) -> None:
 def _deploy(config: PlatformConfig, say: Say) -> None:
     """Creates the actors and the Gateway; what exists already is left alone."""
     # By value: a file actors.py in a user's folder would shadow ours on the workers.
-    cloudpickle.register_pickle_by_value(actors)  # type: ignore[no-untyped-call]  # Ray's copy has no types
+    for package in (actors, cluster):
+        cloudpickle.register_pickle_by_value(package)  # type: ignore[no-untyped-call]  # Ray's copy has no types
     say("starting the actors")
     get_or_create(MetricShard, METRIC_SHARD, config, METRIC_SHARD)
     get_or_create(RegistryCoordinator, REGISTRY_COORDINATOR, config, REGISTRY_COORDINATOR)
@@ -302,6 +330,8 @@ def _stop_actors(record: ClusterRecord) -> None:
     """Lets every actor finish what it holds. Whatever cannot be asked loses nothing: truth is in the stores."""
     with suppress(BringUpError):
         _connect(record)
+        with suppress(ValueError):
+            ray.kill(ray.get_actor(POSTGRES_KEEPER, namespace=NAMESPACE))
         for name in (PIPELINE_SCHEDULER, RUN_EXECUTOR, REGISTRY_COORDINATOR, METRIC_SHARD):
             with suppress(ValueError, RayError):
                 actor: Any = ray.get_actor(name, namespace=NAMESPACE)

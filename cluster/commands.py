@@ -76,7 +76,8 @@ def _exit(code: int) -> None:
 
 def main() -> None:
     """Runs a command; a problem is one line on stderr and exit code 1."""
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    for library in ("ray.serve", "clickhouse_connect"):  # what they would say comes back as an error
+        logging.getLogger(library).setLevel(logging.ERROR)
     try:
         app()
     except PlatformError as error:

@@ -16,10 +16,13 @@ from dataclasses import dataclass
 from importlib.metadata import distribution
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from mlplat.errors import BringUpError
 from mlplat.settings import postgres_socket_dir
 
 MAJOR_VERSION = 18
+START_TIMEOUT_S = 60
 DATABASE = "mlplat"
 #: System users tried for a server that root starts; the first that exists is taken.
 SERVICE_USERS = ("mlplat", "postgres", "nobody")
@@ -81,12 +84,19 @@ class EmbeddedPostgres:
             BringUpError: initdb or the server failed; the message ends with the server's own words.
         """
         self._prepare_folders()
+        try:
+            with FileLock(self.home / "start.lock").acquire(timeout=START_TIMEOUT_S):
+                self._start()
+        except Timeout as error:
+            raise BringUpError(f"another process has been starting Postgres for {START_TIMEOUT_S} s") from error
+
+    def _start(self) -> None:
         self._init_cluster()
         if self.is_running():
             return
         options = " ".join(f"-c {name}='{value}'" for name, value in SERVER_SETTINGS.items())
         started = self._run(
-            "pg_ctl", "-D", str(self.data), "-l", str(self.log), "-w", "-t", "60",
+            "pg_ctl", "-D", str(self.data), "-l", str(self.log), "-w", "-t", str(START_TIMEOUT_S),
             "-o", f"{options} -k '{self.socket_dir}'", "start",
         )  # fmt: skip
         if started.returncode != 0:

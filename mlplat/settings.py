@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import parse_qsl, quote, urlsplit
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -36,7 +36,7 @@ class Settings(BaseSettings):
     dashboard_port: int = Field(default=8265, ge=1, le=65535)
     #: ``postgresql+psycopg://…``; unset: the embedded server.
     postgres_url: str | None = None
-    #: ``clickhouse://…``; unset: chDB.
+    #: ``clickhouse[s]://[user[:password]@]host[:port][/database][?option=value]``; unset: chDB.
     clickhouse_url: str | None = None
     #: ``s3://…`` or ``file://…``; unset: a folder in the state folder.
     artifacts_url: str | None = None
@@ -78,8 +78,8 @@ class Settings(BaseSettings):
     @field_validator("clickhouse_url")
     @classmethod
     def _clickhouse(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(("clickhouse://", "clickhouses://")):
-            raise ValueError("must start with clickhouse:// (or clickhouses:// for TLS)")
+        if value is not None:
+            _check_clickhouse_url(value)
         return value
 
     @field_validator("artifacts_url")
@@ -125,6 +125,24 @@ class PlatformConfig:
     clickhouse_url: str
     artifacts_url: str
     http_url: str
+
+
+#: What may follow ``?`` in a ClickHouse URL, with clickhouse-connect's meaning.
+CLICKHOUSE_OPTIONS = ("ca_cert", "client_cert", "client_cert_key", "compress", "server_host_name", "verify")
+
+
+def _check_clickhouse_url(url: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme not in {"clickhouse", "clickhouses"}:
+        raise ValueError("must start with clickhouse:// (or clickhouses:// for TLS)")
+    if not parts.hostname:
+        raise ValueError("must name a host: clickhouse://host:8123/database")
+    _ = parts.port  # raises when it is none
+    if "/" in parts.path.strip("/"):
+        raise ValueError("may have one name after the host, the database")
+    for name, _value in parse_qsl(parts.query, keep_blank_values=True):
+        if name not in CLICKHOUSE_OPTIONS:
+            raise ValueError(f"the option {name} is not known; there are {', '.join(CLICKHOUSE_OPTIONS)}")
 
 
 #: Bytes a Unix socket path may have (``sun_path`` is 108 with its final NUL).

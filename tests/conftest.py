@@ -6,9 +6,9 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -17,18 +17,27 @@ from cluster.postgres import EmbeddedPostgres
 from mlplat.db.engine import open_engine, open_sync_engine
 from mlplat.db.migrate import migrate
 from mlplat.settings import embedded_postgres_url
+from tests.clickhouse import ClickHouse, RemoteStore
+from tests.faults.proxy import FaultProxy
 from tests.platform import Platform
 
 TEMPLATE = "mlplat_template"
 
 
-@pytest.fixture(scope="session")
-def state_dir() -> Iterator[Path]:
-    """A state folder with a short path (Unix sockets), reachable for the database's user."""
+@contextmanager
+def short_folder() -> Iterator[Path]:
+    """A folder for a platform's state."""
     folder = Path(tempfile.mkdtemp(prefix="mlt-", dir="/tmp"))
     folder.chmod(0o755)
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def state_dir() -> Iterator[Path]:
+    """A state folder with a short path (Unix sockets), reachable for the database's user."""
+    with short_folder() as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session")
@@ -54,8 +63,31 @@ def platform(state_dir: Path, postgres: EmbeddedPostgres) -> Iterator[Platform]:
         yield platform
     finally:
         platform.mlplat("down")
-    left = [process for process in platform.processes() if process.status() != psutil.STATUS_ZOMBIE]
-    assert not left, f"still running after mlplat down: {left}"
+    assert not platform.left_over()
+
+
+@pytest.fixture(scope="session")
+def remote_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RemoteStore]:
+    """The metric store of ``remote_platform``."""
+    server = ClickHouse(tmp_path_factory.mktemp("clickhouse"), login="mlplat:secret")
+    server.start()
+    proxy = FaultProxy(server.port)
+    yield RemoteStore(server, proxy)
+    proxy.close()
+    server.kill()
+
+
+@pytest.fixture(scope="session")
+def remote_platform(remote_store: RemoteStore) -> Iterator[Platform]:
+    """A second platform, whose metric store is a ClickHouse server; started by the tests that need it."""
+    with short_folder() as folder:
+        platform = Platform(folder, extra={"MLPLAT_CLICKHOUSE_URL": remote_store.url})
+        try:
+            platform.mlplat("up")
+            yield platform
+        finally:
+            platform.run("down")
+        assert not platform.left_over()
 
 
 def _execute(url: str, *statements: str) -> None:

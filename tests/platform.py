@@ -128,6 +128,10 @@ class Platform:
                     continue
         return list(found.values())
 
+    def left_over(self) -> list[psutil.Process]:
+        """What still runs after ``mlplat down``."""
+        return [process for process in self.processes() if process.status() != psutil.STATUS_ZOMBIE]
+
 
 def eventually(condition: Callable[[], Any], timeout_s: float = 30, what: str = "") -> Any:
     """The first true value of ``condition``, which is asked again and again until the deadline."""

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import clickhouse_connect
 import pyarrow as pa
@@ -30,18 +30,32 @@ CHDB_OPTIONS = {
     "background_pool_size": "1",
     "background_schedule_pool_size": "1",
 }
-#: By default a query takes one thread per free GiB, which below that cap would always be a single one.
-CHDB_SETTINGS = {"max_threads_min_free_memory_per_thread": 0}
-QUERY_TIMEOUT_S = 60
+CONNECT_TIMEOUT_S = 5
+#: The engine gives a statement up after this time, whoever still waits for it.
+STATEMENT_TIMEOUT_S = 30
+#: Longer than the engine's own limit, so that its answer arrives before the client gives up.
+ANSWER_TIMEOUT_S = STATEMENT_TIMEOUT_S + 5
+SETTINGS = {
+    "max_execution_time": STATEMENT_TIMEOUT_S,
+    # An insert leaves the log when it is answered, so the answer must mean that the rows are stored.
+    "async_insert": 0,
+}
+UNKNOWN_DATABASE = 81
+#: chDB shares its process with the shard. By default a query takes one thread per free GiB, which below that cap would
+#: always be a single one.
+CHDB_SETTINGS = SETTINGS | {"max_threads_min_free_memory_per_thread": 0}
 
 
 class MetricStore:
-    """Blocking and thread-safe. ``close`` ends it for all threads."""
+    """Blocking and thread-safe. ``close`` ends it for all threads.
+
+    ``url`` is ``chdb:///path`` or ``clickhouse[s]://[user[:password]@]host[:port][/database][?option=value]``.
+    """
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._threads = threading.local()
-        self._clients: list[Any] = []  # clickhouse-connect's clients are untyped
+        self._clients: set[Any] = set()  # clickhouse-connect's clients are untyped
         self._lock = threading.Lock()
 
     @property
@@ -49,12 +63,21 @@ class MetricStore:
         """True when the engine lives in this process."""
         return self._url.startswith("chdb://")
 
+    @property
+    def where(self) -> str:
+        """The folder, or host and port, without the login."""
+        if self.is_embedded:
+            return str(self._path())
+        options = server_options(self._url)
+        return f"{options['host']}:{options['port']}"
+
     def create_tables(self) -> None:
-        """Brings the tables to this version's schema; safe to repeat.
+        """Brings the tables to this version's schema, the server's database included; safe to repeat.
 
         Raises:
             Unavailable: the store cannot be reached or opened, or a newer version wrote it.
         """
+        self._ensure_database()
         self._call("command", SCHEMA_TABLE)
         done = self.query(Statement("SELECT max(version) AS version FROM metric_schema"))["version"][0].as_py()
         if done > len(VERSIONS):
@@ -99,39 +122,96 @@ class MetricStore:
     def close(self) -> None:
         """Closes every thread's client."""
         with self._lock:
-            clients, self._clients = self._clients, []
+            clients, self._clients = self._clients, set()
         for client in clients:
             client.close()
 
     def _path(self) -> Path:
-        return Path(urlsplit(self._url).path)
+        return Path(self._url.removeprefix("chdb://"))
 
     def _call(self, method: str, *arguments: object, **options: object) -> object:
         try:
             return getattr(self._client(), method)(*arguments, **options)
-        except (ClickHouseError, OSError) as error:
-            self._threads.client = None
-            raise Unavailable(f"the metric store refused: {_first_line(error)}") from error
+        except (ClickHouseError, pa.ArrowException, OSError) as error:
+            self._forget()
+            raise Unavailable(self._complaint(error)) from error
 
     def _client(self) -> Any:
         client = getattr(self._threads, "client", None)
         if client is None:
             client = self._threads.client = self._open()
             with self._lock:
-                self._clients.append(client)
+                self._clients.add(client)
         return client
+
+    def _forget(self) -> None:
+        """Closes this thread's client; the next call opens a new one."""
+        client = getattr(self._threads, "client", None)
+        if client is not None:
+            self._threads.client = None
+            with self._lock:
+                self._clients.discard(client)
+            client.close()
 
     def _open(self) -> Any:
         if self.is_embedded:
             self._path().mkdir(parents=True, exist_ok=True)
             return clickhouse_connect.get_client(
-                interface="chdb", path=str(self._path()), chdb_options=CHDB_OPTIONS, settings=CHDB_SETTINGS
+                interface="chdb", path=str(self._path()), chdb_options=CHDB_OPTIONS, settings=dict(CHDB_SETTINGS)
             )
-        return clickhouse_connect.get_client(
-            dsn=self._url.replace("clickhouses://", "https://").replace("clickhouse://", "http://"),
-            connect_timeout=5,
-            send_receive_timeout=QUERY_TIMEOUT_S,
-        )
+        return clickhouse_connect.get_client(**server_options(self._url), settings=dict(SETTINGS))
+
+    def _ensure_database(self) -> None:
+        """Creates the URL's database, but only when it is missing: not every login may ask for it."""
+        try:
+            self._call("command", "SELECT 1")
+        except Unavailable as error:
+            if getattr(error.__cause__, "code", None) != UNKNOWN_DATABASE:
+                raise
+            self._create_database()
+
+    def _create_database(self) -> None:
+        options = server_options(self._url)
+        name = options.pop("database")
+        try:
+            client = clickhouse_connect.get_client(**options)
+            client.command("CREATE DATABASE IF NOT EXISTS {name:Identifier}", parameters={"name": name})
+            client.close()
+        except (ClickHouseError, OSError) as error:
+            raise Unavailable(self._complaint(error)) from error
+
+    def _complaint(self, error: BaseException) -> str:
+        if self.is_embedded or getattr(error, "code", None) is not None:
+            return f"the metric store refused: {_first_line(error)}"
+        return f"the metric store at {self.where} does not answer: {_first_line(_root_cause(error))}"
+
+
+def server_options(url: str) -> dict[str, Any]:
+    """What clickhouse-connect takes for a ``clickhouse[s]://`` URL.
+
+    It would read a DSN itself, but then decide by the port alone whether to use TLS.
+    """
+    parts = urlsplit(url)
+    secure = parts.scheme == "clickhouses"
+    return {
+        **dict(parse_qsl(parts.query)),
+        "interface": "https" if secure else "http",
+        "host": parts.hostname,
+        "port": parts.port or (8443 if secure else 8123),
+        "username": unquote(parts.username or "") or None,
+        "password": unquote(parts.password or ""),
+        "database": unquote(parts.path.strip("/")) or None,
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "send_receive_timeout": ANSWER_TIMEOUT_S,
+        # The server would tie the client's statements together, and lock out the next one after a timeout.
+        "autogenerate_session_id": False,
+    }
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return error
 
 
 def _first_line(error: BaseException) -> str:

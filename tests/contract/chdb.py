@@ -1,4 +1,4 @@
-"""The one chDB path of the test process, and services over it."""
+"""The one chDB path of the test process, services over a metric store, and data for them."""
 
 from __future__ import annotations
 
@@ -25,30 +25,22 @@ from mlplat.metrics.store import MetricStore
 
 
 @cache
-def _folder() -> str:
+def chdb_url() -> str:
+    """The URL of a chDB with its tables that stays open until the process ends: there is one path per process."""
     folder = tempfile.mkdtemp(prefix="mlt-chdb-", dir="/tmp")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
-@cache
-def shared_store() -> MetricStore:
-    """A store with its tables that stays open until the process ends. chDB allows one path per process."""
-    store = another_store()
+    store = MetricStore(f"chdb://{folder}/chdb")
     store.create_tables()
     atexit.register(store.close)
-    return store
+    return f"chdb://{folder}/chdb"
 
 
-def another_store() -> MetricStore:
-    """A store object of its own on the shared path: closing it leaves the others open."""
-    return MetricStore(f"chdb://{_folder()}/chdb")
-
-
-def new_service(engine: AsyncEngine, shard: str, holder: str = "holder", ttl_s: float = 60.0) -> MetricService:
-    """A metric shard on the shared path; ``await start()`` it."""
-    shared_store()
-    return MetricService(engine, another_store(), LeaseKeeper(engine, shard, holder, ttl_s), shard)
+def new_service(
+    engine: AsyncEngine, shard: str, holder: str = "holder", ttl_s: float = 60.0, url: str | None = None
+) -> MetricService:
+    """A metric shard with a store object of its own, by default on chDB; ``await start()`` it."""
+    store = MetricStore(url or chdb_url())
+    return MetricService(engine, store, LeaseKeeper(engine, shard, holder, ttl_s), shard)
 
 
 async def abandon(service: MetricService) -> None:

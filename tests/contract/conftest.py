@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,14 +10,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.metrics.store import MetricStore
-from tests.contract.chdb import abandon, new_service, shared_store, unique
+from tests.clickhouse import ClickHouse
+from tests.contract.chdb import abandon, chdb_url, new_service, unique
 from tests.contract.lifecycle import Shard, World
-
-
-@pytest.fixture(scope="session")
-def metric_store() -> MetricStore:
-    """The process' chDB."""
-    return shared_store()
 
 
 @pytest.fixture
@@ -27,3 +22,31 @@ async def world(engine: AsyncEngine, tmp_path: Path) -> AsyncIterator[World]:
     await service.start()
     yield World(engine, Shard(service), ArtifactStore(f"file://{tmp_path}"), tmp_path)
     await abandon(service)
+
+
+@pytest.fixture(scope="session")
+def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouse]:
+    """The session's ClickHouse server."""
+    server = ClickHouse(tmp_path_factory.mktemp("clickhouse"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="session", params=["chdb", "clickhouse"])
+def metric_url(request: pytest.FixtureRequest) -> str:
+    """A metric store with its tables: once in this process, once behind HTTP."""
+    if request.param == "chdb":
+        return chdb_url()
+    server: ClickHouse = request.getfixturevalue("clickhouse")
+    url = f"{server.url}/metrics_of_tests"
+    MetricStore(url).create_tables()
+    return url
+
+
+@pytest.fixture(scope="session")
+def metric_store(metric_url: str) -> Iterator[MetricStore]:
+    """A store object that tests share."""
+    store = MetricStore(metric_url)
+    yield store
+    store.close()

@@ -18,12 +18,10 @@ from mlplat.metrics.service import MetricService
 from mlplat.metrics.store import MetricStore
 from tests.contract.chdb import (
     abandon,
-    another_store,
     as_table,
     batch,
     new_run,
     new_service,
-    shared_store,
     stored,
     stored_points,
     unique,
@@ -44,12 +42,12 @@ async def run(engine: AsyncEngine) -> str:
 
 
 @pytest.fixture
-async def start(engine: AsyncEngine, shard: str) -> AsyncIterator[Starter]:
+async def start(engine: AsyncEngine, shard: str, metric_url: str) -> AsyncIterator[Starter]:
     """Starts services of one shard; those still there at the end are ended."""
     started: list[MetricService] = []
 
     async def starter(holder: str = "holder", ttl_s: float = 60.0) -> MetricService:
-        service = new_service(engine, shard, holder, ttl_s)
+        service = new_service(engine, shard, holder, ttl_s, metric_url)
         await service.start()
         started.append(service)
         return service
@@ -172,7 +170,7 @@ async def test_types_that_lose_nothing_are_converted(start: Starter, run: str) -
 
 
 async def test_a_restarted_shard_replays_everything_that_was_acknowledged(
-    start: Starter, engine: AsyncEngine, shard: str, run: str
+    start: Starter, engine: AsyncEngine, shard: str, run: str, metric_store: MetricStore
 ) -> None:
     first = await start()
     first._flusher.cancel()  # nothing reaches the metric store
@@ -182,7 +180,7 @@ async def test_a_restarted_shard_replays_everything_that_was_acknowledged(
     assert (last, flushed) == (first.stats()["groups"], 0)
     assert last > 20
     await abandon(first)
-    assert shared_store().query(stored_points(run))["n"].to_pylist() == [0]
+    assert metric_store.query(stored_points(run))["n"].to_pylist() == [0]
 
     second = await start()
     assert await _count(second, run) == sum(answers) == 350
@@ -191,14 +189,14 @@ async def test_a_restarted_shard_replays_everything_that_was_acknowledged(
 
 
 async def test_a_shard_that_died_between_insert_and_mark_counts_points_once(
-    start: Starter, engine: AsyncEngine, shard: str, run: str
+    start: Starter, engine: AsyncEngine, shard: str, run: str, metric_store: MetricStore
 ) -> None:
     first = await start()
     first._flusher.cancel()
     await first.append(batch(run, _points(30)))
     [group] = await MetricLog(engine, shard).read_after(0, 10)
     assert group.points == 30
-    another_store().insert(stored(1, run, _points(30)))  # its last deed
+    metric_store.insert(stored(1, run, _points(30)))  # its last deed
     await abandon(first)
     second = await start()
     assert await _count(second, run) == 30
@@ -220,11 +218,13 @@ async def test_a_restarted_shard_goes_on_where_the_numbers_stopped(
     assert await MetricLog(engine, shard).positions() == (3, 3)
 
 
-async def test_stopping_flushes_and_gives_the_shard_to_another_holder_at_once(start: Starter, run: str) -> None:
+async def test_stopping_flushes_and_gives_the_shard_to_another_holder_at_once(
+    start: Starter, run: str, metric_store: MetricStore
+) -> None:
     first = await start("h1")
     await first.append(batch(run, _points(5)))
     await first.stop()
-    assert shared_store().query(stored_points(run))["n"].to_pylist() == [5]
+    assert metric_store.query(stored_points(run))["n"].to_pylist() == [5]
     with pytest.raises(Unavailable):
         await first.append(batch(run, _points(5, 100)))
     second = await asyncio.wait_for(start("h2"), 10)
@@ -285,11 +285,10 @@ class FailingStore(MetricStore):
 
 
 async def test_appends_go_on_while_the_metric_store_is_away_and_reads_wait(
-    engine: AsyncEngine, shard: str, monkeypatch: pytest.MonkeyPatch, run: str
+    engine: AsyncEngine, shard: str, metric_url: str, monkeypatch: pytest.MonkeyPatch, run: str
 ) -> None:
     monkeypatch.setattr("mlplat.metrics.service.RETRY_S", 0.05)
-    store = FailingStore(another_store()._url)
-    shared_store()
+    store = FailingStore(metric_url)
     service = MetricService(engine, store, LeaseKeeper(engine, shard, "holder", 60.0), shard)
     await service.start()
     try:
@@ -304,6 +303,18 @@ async def test_appends_go_on_while_the_metric_store_is_away_and_reads_wait(
         assert service.lag() == "0"
     finally:
         await abandon(service)
+
+
+@pytest.mark.xfail(strict=True, reason="the shard opens the metric store before it acknowledges anything")
+async def test_a_shard_that_starts_while_the_metric_store_is_away_acknowledges(
+    engine: AsyncEngine, shard: str, run: str
+) -> None:
+    service = new_service(engine, shard, url="clickhouse://127.0.0.1:1")
+    try:
+        await service.start()
+        assert await service.append(batch(run, _points(5))) == 5
+    finally:
+        await service._lease.stop()
 
 
 async def test_reading_an_idle_shard_needs_no_flush(start: Starter) -> None:

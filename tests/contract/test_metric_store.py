@@ -1,4 +1,4 @@
-"""The metric store: identity of points, last values, history and predicates, on a real chDB."""
+"""The metric store: identity of points, last values, history and predicates, on chDB and over ClickHouse's HTTP."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mlplat.metrics.model import Point
 from mlplat.metrics.queries import Statement
 from mlplat.metrics.ranking import SEPARATOR, MetricTest
 from mlplat.metrics.store import MetricStore
-from tests.contract.chdb import another_store, stored, stored_points, unique, unique_number
+from tests.contract.chdb import chdb_url, stored, stored_points, unique, unique_number
 
 INF = math.inf
 NAN = math.nan
@@ -269,23 +269,26 @@ def test_threads_write_and_read_at_the_same_time(probe: Probe) -> None:
     assert len(probe.history(10_000)) == 600
 
 
-def test_closing_one_store_object_leaves_the_others_open(probe: Probe) -> None:
-    other = another_store()
+def test_closing_one_store_object_leaves_the_others_open(probe: Probe, metric_url: str) -> None:
+    other = MetricStore(metric_url)
     assert other.query(Statement("SELECT 1 AS one")).to_pylist() == [{"one": 1}]
     other.close()
     probe.write(Point("m", 1.0, 1, 1))
     assert probe.history() == [(1, 1, 1.0)]
 
 
-def test_queries_of_the_embedded_store_use_every_core(metric_store: MetricStore) -> None:
-    plan = metric_store.query(Statement("EXPLAIN PIPELINE SELECT number % 7 AS rest, count() FROM numbers_mt(10000000) "
-                                        "GROUP BY rest SETTINGS max_threads = 2"))  # fmt: skip
+def test_queries_of_the_embedded_store_use_every_core() -> None:
+    plan = MetricStore(chdb_url()).query(
+        Statement("EXPLAIN PIPELINE SELECT number % 7 AS rest, count() FROM numbers_mt(10000000) "
+                  "GROUP BY rest SETTINGS max_threads = 2")
+    )  # fmt: skip
     assert any("× 2" in line for line in plan["explain"].to_pylist())
 
 
-def test_the_embedded_store_knows_its_free_space(metric_store: MetricStore) -> None:
-    assert metric_store.is_embedded
-    free = metric_store.free_bytes()
+def test_the_embedded_store_knows_its_free_space() -> None:
+    store = MetricStore(chdb_url())
+    assert store.is_embedded
+    free = store.free_bytes()
     assert free is not None
     assert free > 0
     assert MetricStore("clickhouse://somewhere").free_bytes() is None

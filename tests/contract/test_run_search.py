@@ -1,4 +1,4 @@
-"""Run search over real Postgres and real chDB."""
+"""Run search over real Postgres and a real metric store."""
 
 from __future__ import annotations
 

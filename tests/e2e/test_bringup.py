@@ -162,6 +162,7 @@ def test_a_full_disk_is_named() -> None:
     [
         ("MLPLAT_HTTP_PORT", "many", "MLPLAT_HTTP_PORT: "),
         ("MLPLAT_POSTGRES_URL", "mysql://x", "MLPLAT_POSTGRES_URL: "),
+        ("MLPLAT_CLICKHOUSE_URL", "clickhouse://me:pw@127.0.0.1:1", "at 127.0.0.1:1 does not answer: "),
         ("MLPLAT_STATE_DIR", "/dev/null/state", "/dev/null"),
         ("MLPLAT_RAY_ADDRESS", "127.0.0.1:1", "no Ray cluster answers"),
     ],

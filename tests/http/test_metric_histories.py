@@ -14,7 +14,7 @@ from mlplat.http.mlflow import metric_history
 from mlplat.metrics import queries
 from mlplat.metrics.model import Point, concat
 from mlplat.metrics.store import MetricStore
-from tests.contract.chdb import batch, shared_store, stored, unique, unique_number
+from tests.contract.chdb import batch, chdb_url, stored, unique, unique_number
 from tests.http.conftest import MLflow, Stack
 
 INVALID = "INVALID_PARAMETER_VALUE"
@@ -42,7 +42,7 @@ def _sample(places: int, limit: int) -> list[int]:
 
 
 def test_points_are_picked_as_mlflow_does() -> None:
-    store: MetricStore = shared_store()
+    store = MetricStore(chdb_url())
     experiment, sizes = unique_number(), range(1, 26)
     runs = {unique("run"): size for size in sizes}
     store.insert(concat([stored(experiment, run, _line(size)) for run, size in runs.items()]))

@@ -70,6 +70,33 @@ def test_own_engines_replace_the_embedded_ones(monkeypatch: pytest.MonkeyPatch) 
     assert config.artifacts_url == "s3://bucket/x"
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "clickhouse://ch",
+        "clickhouse://[::1]:8123",
+        "clickhouse://me:p%40ss@ch:9000/data%20base/",
+        "clickhouses://me:pw@ch/db?verify=false",
+        "clickhouses://ch:9440?ca_cert=/etc/ca.pem&client_cert=/etc/me.pem&client_cert_key=/etc/me.key",
+    ],
+)
+def test_a_clickhouse_url_may_have_a_login_a_database_and_tls_options(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLPLAT_CLICKHOUSE_URL", url)
+    assert Settings().config.clickhouse_url == url
+
+
+def test_a_refused_url_is_not_repeated_with_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLPLAT_CLICKHOUSE_URL", "clickhouse://me:secret@ch?x=y")
+    with pytest.raises(ValidationError) as caught:
+        Settings()
+    assert [error["msg"] for error in caught.value.errors()] == [
+        "Value error, the option x is not known; there are ca_cert, client_cert, client_cert_key, compress, "
+        "server_host_name, verify"
+    ]
+
+
 def test_with_an_own_postgres_the_state_folder_may_have_a_long_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLPLAT_STATE_DIR", "/" + "x" * 200)
     monkeypatch.setenv("MLPLAT_POSTGRES_URL", "postgresql+psycopg://u@db/x")
@@ -95,6 +122,13 @@ def test_the_url_has_no_trailing_slash_and_wins_over_the_port(monkeypatch: pytes
         ("POSTGRES_URL", "postgresql://u@db/x"),
         ("POSTGRES_URL", "mysql://db"),
         ("CLICKHOUSE_URL", "http://ch"),
+        ("CLICKHOUSE_URL", "clickhouse://"),
+        ("CLICKHOUSE_URL", "clickhouse:///db"),
+        ("CLICKHOUSE_URL", "clickhouse://ch:many"),
+        ("CLICKHOUSE_URL", "clickhouse://ch:70000"),
+        ("CLICKHOUSE_URL", "clickhouse://ch/db/table"),
+        ("CLICKHOUSE_URL", "clickhouse://ch?secure=true"),
+        ("CLICKHOUSE_URL", "clickhouse://ch?interface=chdb"),
         ("ARTIFACTS_URL", "/srv/artifacts"),
         ("ARTIFACTS_URL", "file://relative"),
         ("ARTIFACTS_URL", "gs://bucket"),
