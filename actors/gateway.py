@@ -19,6 +19,7 @@ from mlplat.registry.store import RegistryStore
 from mlplat.runtime import GATEWAY_DEPLOYMENT
 from mlplat.settings import PlatformConfig
 from mlplat.tracking.experiments import ExperimentStore
+from mlplat.tracking.heartbeats import HeartbeatStore
 from mlplat.tracking.runs import RunStore
 
 POOL_SIZE = 16
@@ -34,6 +35,7 @@ def gateway(config: PlatformConfig, replicas: int = 1) -> Any:
         services = Services(
             experiments=ExperimentStore(engine, ARTIFACT_ROOT),
             runs=RunStore(engine),
+            heartbeats=HeartbeatStore(engine),
             metrics=MetricShardClient(),
             registry=RegistryStore(engine),
             registry_writer=RegistryClient(),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 from urllib.parse import quote
 
 from pydantic import Field, field_validator
@@ -47,11 +48,19 @@ class Settings(BaseSettings):
     object_store_bytes: int = Field(default=256 * 1024 * 1024, ge=80 * 1024 * 1024)
     #: Joins a running cluster (``host:port``) instead of starting one.
     ray_address: str | None = None
+    #: ``offline``: runs are kept on disk until ``mlplat sync`` sends them.
+    mode: Literal["online", "offline"] = "online"
+    #: Where the SDK keeps what it could not send yet; unset: a folder in the state folder.
+    spool_dir: Path | None = None
+    #: Bytes that all processes together may keep there.
+    spool_bytes: int = Field(default=4 * 1024**3, ge=1024 * 1024)
+    #: Seconds without a heartbeat after which a run that has sent some counts as dead.
+    heartbeat_timeout_s: float = Field(default=60.0, ge=5)
 
-    @field_validator("state_dir")
+    @field_validator("state_dir", "spool_dir")
     @classmethod
-    def _absolute(cls, value: Path) -> Path:
-        return value.expanduser().absolute()
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser().absolute()
 
     @field_validator("postgres_url")
     @classmethod
@@ -85,6 +94,11 @@ class Settings(BaseSettings):
         return f"http://127.0.0.1:{self.http_port}"
 
     @property
+    def spool_folder(self) -> Path:
+        """Where the SDK keeps what it could not send yet."""
+        return self.spool_dir or self.state_dir / "spool"
+
+    @property
     def config(self) -> PlatformConfig:
         """The configuration that these settings lead to, with embedded engines filled in."""
         return PlatformConfig(
@@ -93,6 +107,7 @@ class Settings(BaseSettings):
             clickhouse_url=self.clickhouse_url or f"chdb://{self.state_dir / 'chdb'}",
             artifacts_url=self.artifacts_url or f"file://{self.state_dir / 'artifacts'}",
             http_url=self.local_url,
+            heartbeat_timeout_s=self.heartbeat_timeout_s,
         )
 
 
@@ -105,6 +120,7 @@ class PlatformConfig:
     clickhouse_url: str
     artifacts_url: str
     http_url: str
+    heartbeat_timeout_s: float = 60.0
 
 
 #: Bytes a Unix socket path may have (``sun_path`` is 108 with its final NUL).

@@ -81,7 +81,10 @@ run = Table(
     Column("deleted", Boolean, nullable=False, server_default=text("false")),
     _time("started_at"),
     _time("ended_at", nullable=True),
+    # Null: nobody promised heartbeats. Part of no index, so that a beat stays a heap-only update.
+    _time("heartbeat_at", nullable=True),
     Index(None, "experiment_id", text("started_at DESC"), "run_id"),
+    Index("ix_run_running", "run_id", postgresql_where=text("status = 'RUNNING'")),
 )
 
 run_param = Table(

@@ -14,6 +14,7 @@ from mlplat.pipelines.store import PipelineStore
 from mlplat.registry.model import Command
 from mlplat.registry.store import RegistryStore
 from mlplat.tracking.experiments import ExperimentStore
+from mlplat.tracking.heartbeats import HeartbeatStore
 from mlplat.tracking.runs import RunStore
 
 
@@ -59,6 +60,7 @@ class Services:
 
     experiments: ExperimentStore
     runs: RunStore
+    heartbeats: HeartbeatStore
     metrics: MetricsPort
     registry: RegistryStore
     registry_writer: RegistryPort

@@ -52,8 +52,12 @@ class RunStore:
         user_id: str,
         started_at: datetime,
         tags: Mapping[str, str],
+        *,
+        beating: bool = False,
     ) -> Run:
         """A new running run; creating it again under the same id gives the run that is there.
+
+        A ``beating`` run counts as dead when its heartbeats stop, see ``HeartbeatStore``.
 
         Raises:
             NotFound: no such experiment.
@@ -86,6 +90,7 @@ class RunStore:
             row = upsert(run).values(
                 run_id=run_id, experiment_id=experiment_id, name=name, status=new.status, user_id=user_id,
                 artifact_uri=artifact_uri, started_at=started_at,
+                heartbeat_at=func.clock_timestamp() if beating else None,
             )  # fmt: skip
             added = row.on_conflict_do_nothing().returning(run.c.run_id)
             if (await connection.execute(added)).first() is None:
@@ -112,10 +117,12 @@ class RunStore:
             return await _require_active(connection, run_id, for_write=False)
 
     async def update(self, run_id: str, status: RunStatus | None, ended_at: datetime | None, name: str | None) -> Run:
-        """Changes what is not None."""
+        """Changes what is not None. A run that runs again has no end."""
         values: dict[str, object] = {}
         if status is not None:
             values["status"] = status
+        if status is RunStatus.RUNNING:
+            values["ended_at"] = None
         if ended_at is not None:
             values["ended_at"] = ended_at
         if name:

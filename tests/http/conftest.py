@@ -26,6 +26,7 @@ from mlplat.pipelines.store import PipelineStore
 from mlplat.registry.service import RegistryService
 from mlplat.registry.store import RegistryStore
 from mlplat.tracking.experiments import ExperimentStore
+from mlplat.tracking.heartbeats import HeartbeatStore
 from mlplat.tracking.runs import RunStore
 from tests.contract.chdb import as_table, new_service, unique
 from tests.contract.databases import own_database
@@ -112,6 +113,7 @@ async def stack(template_url: str, state_dir: Path, tmp_path_factory: pytest.Tem
         services = Services(
             experiments=experiments,
             runs=RunStore(engine),
+            heartbeats=HeartbeatStore(engine),
             metrics=Metrics(metrics),
             registry=RegistryStore(engine),
             registry_writer=registry,

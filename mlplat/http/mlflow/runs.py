@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 
 import msgspec
 
@@ -26,13 +25,12 @@ from mlplat.tracking.model import (
     RunStatus,
     from_ms,
     parse_experiment_id,
+    run_id_for,
     to_ms,
 )
 from mlplat.tracking.run_search import FoundRun, search_runs, with_metrics
 
 MAX_PAGE = 50_000
-#: A run's id follows from its request, so that a repeated request finds the run it made.
-RUN_ID_SPACE = uuid.UUID("6d6c706c-6174-4a72-8a75-6e2d69642d31")
 
 
 class Create(msgspec.Struct):
@@ -43,6 +41,8 @@ class Create(msgspec.Struct):
     run_name: str | None = None
     start_time: int | None = None
     tags: list[Tag] = []
+    #: Not MLflow's: the client promises heartbeats from now on.
+    heartbeat: bool = False
 
 
 class ById(msgspec.Struct):
@@ -130,8 +130,10 @@ async def create(services: Services, request: Create) -> Answer:
     started_at = from_ms(request.start_time or 0)
     tags = {tag.key: tag.value for tag in request.tags}
     experiment_id = parse_experiment_id(request.experiment_id)
-    run_id = uuid.uuid5(RUN_ID_SPACE, request_id.get()).hex
-    run = await services.runs.create(run_id, experiment_id, request.run_name, request.user_id, started_at, tags)
+    run = await services.runs.create(
+        run_id_for(request_id.get()), experiment_id, request.run_name, request.user_id, started_at, tags,
+        beating=request.heartbeat,
+    )  # fmt: skip
     return {"run": wire_run(FoundRun(run, []))}
 
 
