@@ -11,18 +11,38 @@ if TYPE_CHECKING:
     from mlplat.sdk.definition import pipeline, step
     from mlplat.sdk.pipeline_runs import submit
     from mlplat.sdk.registry import register_model
-    from mlplat.sdk.run import Run, start_run
+    from mlplat.sdk.run import Run, RunWarning, resume_run, start_run
+    from mlplat.sdk.search import RunRecord, get_run, search_runs
 
-__all__ = ["Retry", "Run", "current_step", "pipeline", "register_model", "start_run", "step", "submit"]
+__all__ = [
+    "Retry",
+    "Run",
+    "RunRecord",
+    "RunWarning",
+    "current_step",
+    "get_run",
+    "pipeline",
+    "register_model",
+    "resume_run",
+    "search_runs",
+    "start_run",
+    "step",
+    "submit",
+]
 __version__ = "0.1.0"
 
 # Loaded when first used: the platform's own processes import this package too, and need none of it.
 _HOMES = {
     "Retry": "mlplat.pipelines.spec",
     "Run": "mlplat.sdk.run",
+    "RunRecord": "mlplat.sdk.search",
+    "RunWarning": "mlplat.sdk.run",
     "current_step": "mlplat.sdk.context",
+    "get_run": "mlplat.sdk.search",
     "pipeline": "mlplat.sdk.definition",
     "register_model": "mlplat.sdk.registry",
+    "resume_run": "mlplat.sdk.run",
+    "search_runs": "mlplat.sdk.search",
     "start_run": "mlplat.sdk.run",
     "step": "mlplat.sdk.definition",
     "submit": "mlplat.sdk.pipeline_runs",

@@ -148,9 +148,4 @@ class Reaper:
 
 def _locked(run_ids: Sequence[str]) -> Select[tuple[str, str]]:
     """The runs' states, locked in one order so that two processes with the same runs do not wait for each other."""
-    return (
-        select(run.c.run_id, run.c.status)
-        .where(run.c.run_id.in_(run_ids))
-        .order_by(run.c.run_id)
-        .with_for_update()
-    )
+    return select(run.c.run_id, run.c.status).where(run.c.run_id.in_(run_ids)).order_by(run.c.run_id).with_for_update()

@@ -21,6 +21,7 @@ from mlplat.errors import InvalidInput, NotFound
 from mlplat.tracking.filters import Order
 from mlplat.tracking.model import (
     ATTEMPT_TAG,
+    REAPED_TAG,
     RUN_NAME_TAG,
     Run,
     RunStatus,
@@ -116,8 +117,19 @@ class RunStore:
         async with self._engine.connect() as connection:
             return await _require_active(connection, run_id, for_write=False)
 
-    async def update(self, run_id: str, status: RunStatus | None, ended_at: datetime | None, name: str | None) -> Run:
-        """Changes what is not None. A run that runs again has no end."""
+    async def update(
+        self,
+        run_id: str,
+        status: RunStatus | None,
+        ended_at: datetime | None,
+        name: str | None,
+        *,
+        resumed_at: datetime | None = None,
+    ) -> Run:
+        """Changes what is not None. A run that runs again has no end.
+
+        With ``resumed_at``, a run that has ended since then stays as it is: the news came late.
+        """
         values: dict[str, object] = {}
         if status is not None:
             values["status"] = status
@@ -130,7 +142,12 @@ class RunStore:
         async with self._engine.begin() as connection:
             await _require_active(connection, run_id)
             if values:
-                await connection.execute(update(run).where(run.c.run_id == run_id).values(**values))
+                change = update(run).where(run.c.run_id == run_id).values(**values)
+                if resumed_at is not None:
+                    change = change.where(run.c.ended_at.is_(None) | (run.c.ended_at < resumed_at))
+                await connection.execute(change)
+            if status is not None:
+                await connection.execute(delete(run_tag).where(run_tag.c.run_id == run_id, run_tag.c.key == REAPED_TAG))
             if name:
                 await _put_tags(connection, run_id, {RUN_NAME_TAG: name})
             return (await load_runs(connection, [run_id]))[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,11 +26,13 @@ from mlplat.pipelines.scheduling import SchedulerService
 from mlplat.pipelines.store import PipelineStore
 from mlplat.registry.service import RegistryService
 from mlplat.registry.store import RegistryStore
+from mlplat.sdk.process import this_process
 from mlplat.tracking.experiments import ExperimentStore
 from mlplat.tracking.heartbeats import HeartbeatStore
 from mlplat.tracking.runs import RunStore
 from tests.contract.chdb import as_table, new_service, unique
 from tests.contract.databases import own_database
+from tests.http.served import Served
 
 #: Long enough that a slow machine loses no lease during the session.
 TTL_S = 600.0
@@ -188,3 +191,22 @@ def expect_error(response: httpx.Response, status: int, code: str, message: str)
 def mlflow(http: httpx.AsyncClient) -> MLflow:
     """MLflow's API as its client calls it."""
     return MLflow(http)
+
+
+@pytest.fixture
+async def served(stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Served]:
+    """The platform on a port, for the SDK of this test, which has a spool folder of its own and little patience."""
+    served = Served(stack.app)
+    await served.start()
+    monkeypatch.setenv("MLPLAT_URL", served.url)
+    monkeypatch.setenv("MLPLAT_SPOOL_DIR", str(tmp_path / "spool"))
+    for name, seconds in {
+        "mlplat.sdk.outbox.START_TIMEOUT_S": 0.3,
+        "mlplat.sdk.outbox.SEND_TIMEOUT_S": 1.0,
+        "mlplat.sdk.process.EXIT_TIMEOUT_S": 0.5,
+        "mlplat.sdk.run.PATIENCE_S": 0.3,
+    }.items():
+        monkeypatch.setattr(name, seconds)
+    yield served
+    await asyncio.to_thread(this_process().close)
+    await served.stop()

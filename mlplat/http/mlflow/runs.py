@@ -58,6 +58,8 @@ class Update(ById):
     status: str | None = None
     end_time: int | None = None
     run_name: str | None = None
+    #: Not MLflow's: when a process went on with the run; says nothing about a run that has ended since.
+    resumed_at: int | None = None
 
 
 class Search(msgspec.Struct):
@@ -148,7 +150,8 @@ async def update(services: Services, request: Update) -> Answer:
     # MLflow ignores a status it does not know.
     status = RunStatus(request.status) if request.status in set(RunStatus) else None
     ended_at = from_ms(request.end_time) if request.end_time is not None else None
-    run = await services.runs.update(run_id_of(request), status, ended_at, request.run_name)
+    resumed_at = from_ms(request.resumed_at) if request.resumed_at is not None else None
+    run = await services.runs.update(run_id_of(request), status, ended_at, request.run_name, resumed_at=resumed_at)
     return {"run_info": wire_info(run)}
 
 
