@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlplat.errors import InvalidInput
+from mlplat.metrics.columns import float64_column, int64_column, text_column
 
 #: One row per point. ``timestamp`` is in ms since the epoch, ``step`` may be negative.
 SCHEMA = pa.schema(
@@ -42,12 +43,12 @@ def points_table(experiment_id: int, run_id: str, points: Iterable[Point]) -> pa
     rows = list(points)
     count = len(rows)
     columns = [
-        pa.array([experiment_id] * count, pa.int64()),
-        pa.array([run_id] * count, pa.string()),
-        pa.array([row.key for row in rows], pa.string()),
-        pa.array([row.step for row in rows], pa.int64()),
-        pa.array([row.timestamp for row in rows], pa.int64()),
-        pa.array([row.value for row in rows], pa.float64()),
+        int64_column([experiment_id] * count),
+        text_column([run_id] * count),
+        text_column([row.key for row in rows]),
+        int64_column([row.step for row in rows]),
+        int64_column([row.timestamp for row in rows]),
+        float64_column([row.value for row in rows]),
     ]
     return pa.Table.from_arrays(columns, schema=SCHEMA)
 

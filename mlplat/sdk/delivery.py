@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlplat.errors import AlreadyExists, InvalidInput, NotFound, PermissionDenied, PlatformError
+from mlplat.metrics.columns import int64_column
 from mlplat.metrics.model import encode
 from mlplat.sdk.client import API, Client
 from mlplat.sdk.metrics import Send, best_sender
@@ -116,7 +117,7 @@ class Delivery:
         if run_id not in self._experiments:
             info = self._client.get(f"{API}/runs/get", run_id=run_id)["run"]["info"]
             self._experiments[run_id] = int(info["experiment_id"])
-        column = pa.array([self._experiments[run_id]] * table.num_rows, pa.int64())
+        column = int64_column([self._experiments[run_id]] * table.num_rows)
         return table.set_column(0, table.schema.field("experiment_id"), column)
 
 

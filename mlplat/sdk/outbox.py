@@ -211,6 +211,8 @@ class Outbox:
                 time.sleep(0)  # lets the user's thread in
         except Exception:  # a defect here must neither end the writer nor leave flush() waiting
             _log.exception("mlplat could not keep %d records", len(entries))
+            for entry in entries:
+                self._notes.drop(entry.run_id, len(entry.values) if isinstance(entry, Points) else 0)
         with self._moved:
             self._written += len(entries)
             self._moved.notify_all()

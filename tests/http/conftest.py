@@ -195,18 +195,11 @@ def mlflow(http: httpx.AsyncClient) -> MLflow:
 
 @pytest.fixture
 async def served(stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Served]:
-    """The platform on a port, for the SDK of this test, which has a spool folder of its own and little patience."""
+    """The platform on a port, for the SDK of this test, which has a spool folder of its own."""
     served = Served(stack.app)
     await served.start()
     monkeypatch.setenv("MLPLAT_URL", served.url)
     monkeypatch.setenv("MLPLAT_SPOOL_DIR", str(tmp_path / "spool"))
-    for name, seconds in {
-        "mlplat.sdk.outbox.START_TIMEOUT_S": 0.3,
-        "mlplat.sdk.outbox.SEND_TIMEOUT_S": 1.0,
-        "mlplat.sdk.process.EXIT_TIMEOUT_S": 0.5,
-        "mlplat.sdk.run.PATIENCE_S": 0.3,
-    }.items():
-        monkeypatch.setattr(name, seconds)
     yield served
     await asyncio.to_thread(this_process().close)
     await served.stop()

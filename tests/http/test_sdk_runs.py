@@ -30,6 +30,14 @@ def spool(tmp_path: Path) -> Path:
     return tmp_path / "spool"
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests in which the platform is away for certain."""
+    monkeypatch.setattr("mlplat.sdk.outbox.START_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("mlplat.sdk.outbox.SEND_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("mlplat.sdk.run.PATIENCE_S", 0.2)
+
+
 async def test_a_run_arrives_whole(served: Served, mlflow: MLflow, spool: Path) -> None:
     name = unique("exp")
 
@@ -139,7 +147,7 @@ async def test_a_refused_run_costs_no_other(served: Served, mlflow: MLflow, spoo
 
 
 async def test_a_platform_that_is_away_costs_a_warning_and_nothing_else(
-    served: Served, mlflow: MLflow, spool: Path
+    served: Served, mlflow: MLflow, spool: Path, impatient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = unique("exp")
     await served.stop()
@@ -162,6 +170,8 @@ async def test_a_platform_that_is_away_costs_a_warning_and_nothing_else(
     run = await user(code)
     assert spooled_files(spool)
     await served.start()
+    monkeypatch.undo()
+    await user(run.flush)
     assert (await user(run.finish)).delivered
     assert (await info(mlflow, run.run_id))["status"] == "FINISHED"
     assert len(await history(mlflow, run.run_id, "m")) == 100
@@ -175,7 +185,10 @@ async def test_a_platform_that_is_away_costs_a_warning_and_nothing_else(
 
 
 @pytest.mark.parametrize("mood", ["refuses", "breaks", "hangs"])
-async def test_a_platform_that_fails_for_a_while_loses_nothing(served: Served, mlflow: MLflow, mood: str) -> None:
+async def test_a_platform_that_fails_for_a_while_loses_nothing(
+    served: Served, mlflow: MLflow, mood: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlplat.sdk.outbox.SEND_TIMEOUT_S", 1.0)
     run = await user(lambda: mlplat.start_run(unique("exp")))
     served.mood = mood
 
@@ -236,9 +249,10 @@ async def test_the_next_run_sends_what_an_earlier_process_left(
         return run.run_id
 
     run_id = await user(earlier)
+    (left,) = spooled_files(spool)
     run = await user(lambda: mlplat.start_run(name))
     await user(lambda: run.set_tag("a", 1))
-    while spooled_files(spool) and len(spooled_files(spool)) > 1:
+    while left.exists():
         await asyncio.sleep(0.02)
     await user(run.finish)
     assert await history(mlflow, run_id, "m") == [(0, 1.0)]
