@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -39,10 +40,16 @@ class Delivered(NamedTuple):
 
 
 class Delivery:
-    """One platform. Thread-safe. Frames may arrive twice: every record is harmless twice."""
+    """One platform. Thread-safe. Frames may arrive twice: every record is harmless twice.
 
-    def __init__(self, client: Client, send_points: Send | None = None) -> None:
+    ``working`` is entered for everything but waiting for the platform.
+    """
+
+    def __init__(
+        self, client: Client, send_points: Send | None = None, working: AbstractContextManager[object] | None = None
+    ) -> None:
         self._client = client
+        self._working = working or nullcontext()
         self._send_points = send_points or best_sender(client)
         self._experiments: dict[str, int] = {}
 

@@ -72,9 +72,12 @@ class Outbox:
         origin = origin_here(self.url)
         self._backlog = Backlog(self.folder, origin, self._max_bytes)
         self._aside = Backlog(self.folder, origin, self._max_bytes)
-        delivery = Delivery(Client(self.url, retry_for_s=0, timeout_s=SEND_TIMEOUT_S))
+        working = threading.Lock()
+        delivery = Delivery(Client(self.url, retry_for_s=0, timeout_s=SEND_TIMEOUT_S), working=working)
         self._sender = Sender(self._backlog, self._aside, delivery, self._moved_on, self._notes.refuse)
         self._starting = threading.Lock()
+        #: Held while a thread here is inside of Arrow, whose locks a fork must not copy in a locked state.
+        self.working = working
         self._threads: list[threading.Thread] = []
         self._moved = threading.Condition()
         self._written = 0
@@ -201,7 +204,12 @@ class Outbox:
 
     def _write(self, entries: list[Points | Record]) -> None:
         try:
-            for written in self._maker.frames(entries):
+            frames = self._maker.frames(entries)
+            while True:
+                with self.working:
+                    written = next(frames, None)
+                if written is None:
+                    break
                 if self._backlog.append(written.frame):
                     self._sender.wake()
                 elif written.points:

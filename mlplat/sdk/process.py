@@ -17,6 +17,7 @@ from mlplat.sdk.client import client_for
 from mlplat.sdk.outbox import EXIT_PATIENCE_S, EXIT_TIMEOUT_S, Outbox
 
 TERMINATE_TIMEOUT_S = 3.0
+FORK_TIMEOUT_S = 1.0
 
 
 class OpenRun(Protocol):
@@ -42,8 +43,9 @@ class Process:
         self._pid = os.getpid()
         self._terminated: SimpleQueue[None] = SimpleQueue()
         self._before: object = None
+        self._held: list[threading.Lock] = []
         atexit.register(self.close)
-        os.register_at_fork(after_in_child=self._forked)
+        os.register_at_fork(before=self._before_fork, after_in_parent=self._after_fork, after_in_child=self._forked)
 
     def outbox(self, url: str, folder: Path, max_bytes: int, *, offline: bool) -> Outbox:
         """The one way out of this process to a platform."""
@@ -79,6 +81,13 @@ class Process:
             run.end(status)
         for outbox in outboxes:
             outbox.flush(timeout_s, patience_s)
+
+    def _before_fork(self) -> None:
+        self._held = [box.working for box in self._outboxes.values() if box.working.acquire(timeout=FORK_TIMEOUT_S)]
+
+    def _after_fork(self) -> None:
+        for working in self._held:
+            working.release()
 
     def _forked(self) -> None:
         """The child writes to the parent's runs, but does not end them."""
