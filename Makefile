@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 ONLY ?=
 ARGS ?=
+IN_PROCESS := tests/unit tests/contract tests/http
+PLATFORM := tests/e2e tests/faults
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check bench down lock
@@ -21,13 +23,19 @@ demo: .venv/installed ## Start the platform, train and register a model in a pip
 down: .venv/installed ## Stop the platform; its data stays
 	$(BIN)/mlplat down
 
-test: .venv/installed ## Run the checks and all tests, side by side (some tests: make test ARGS=tests/unit)
+# Three jobs side by side: the checks, tests in this process, tests of whole platforms, which wait a lot.
+test: .venv/installed ## Run the checks and all tests, side by side (only some tests: make test ARGS=tests/unit)
+ifeq ($(ARGS),)
 	@mkdir -p build
 	@$(MAKE) --no-print-directory check > build/check.log 2>&1 & checks=$$!; \
-	$(BIN)/python -m pytest $(ARGS); tested=$$?; \
-	wait $$checks; checked=$$?; \
-	if [ $$checked -ne 0 ]; then cat build/check.log; fi; \
-	exit $$((tested || checked))
+	$(BIN)/python -m pytest $(IN_PROCESS) > build/in-process.log 2>&1 & in_process=$$!; \
+	$(BIN)/python -m pytest $(PLATFORM); platform=$$?; \
+	wait $$in_process; in_process=$$?; cat build/in-process.log; \
+	wait $$checks; checks=$$?; if [ $$checks -ne 0 ]; then cat build/check.log; fi; \
+	exit $$((platform || in_process || checks))
+else
+	$(BIN)/python -m pytest $(ARGS)
+endif
 
 check: .venv/installed ## Lint, type-check and check the layers
 	$(BIN)/ruff check --no-cache .

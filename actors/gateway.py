@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
+from ray.serve.schema import LoggingConfig
 
 from actors.handles import ClusterStatus, MetricShardClient, RegistryClient, SchedulerClient
 from actors.lifecycle import PLATFORM_ENV
@@ -55,6 +56,7 @@ def gateway(config: PlatformConfig, replicas: int = 1) -> Any:
         graceful_shutdown_timeout_s=5,
         health_check_period_s=2,
         health_check_timeout_s=10,
+        logging_config=LoggingConfig(enable_access_log=False),
         ray_actor_options={"num_cpus": 0, "runtime_env": PLATFORM_ENV},
     )
     return deployment.bind()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -12,6 +14,7 @@ from ray._private import state as ray_state
 from ray.exceptions import RayActorError, RayTaskError
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
+from mlplat.db.group_commit import GroupCommit
 from mlplat.errors import PlatformError, Unavailable
 from mlplat.metrics.queries import Statement
 from mlplat.pipelines.model import Submission
@@ -24,11 +27,16 @@ from mlplat.runtime import (
     PIPELINE_SCHEDULER,
     REGISTRY_COORDINATOR,
 )
+from mlplat.tracking.model import RunUpdate
 
 #: A restart takes one to three seconds; callers outwait it.
 RETRY_FOR_S = 20.0
 CALL_TIMEOUT_S = 60.0
 HEALTH_TIMEOUT_S = 2.0
+#: Calls with metric batches that one gateway has under way at once, and what they may hold.
+LANES = 2
+MAX_CALL_BYTES = 4 * 1024 * 1024
+MAX_UNDERWAY_BYTES = 64 * 1024 * 1024
 
 
 class ActorClient:
@@ -64,6 +72,8 @@ class ActorClient:
 
     async def call_idempotent(self, method: str, *arguments: Any) -> Any:
         """A call that may safely happen twice: repeated while the actor is away, for ``RETRY_FOR_S``."""
+        with suppress(Unavailable):
+            return await self.call(method, *arguments)
         retries = AsyncRetrying(
             retry=retry_if_exception_type(Unavailable),
             wait=wait_random_exponential(multiplier=0.05, max=1),
@@ -73,21 +83,55 @@ class ActorClient:
         return await retries(self.call, method, *arguments)
 
 
+@dataclass
+class _Outgoing:
+    """A batch on its way to the shard, and what the shard said of it."""
+
+    body: bytes
+    answer: int | PlatformError = 0
+
+
 class MetricShardClient:
-    """The metric shard, for the HTTP layer."""
+    """The metric shard, for the HTTP layer. Batches that arrive while a call is under way share the next one."""
 
     def __init__(self) -> None:
         self._actor = ActorClient(METRIC_SHARD)
+        self._lanes: list[GroupCommit[_Outgoing]] = []
+        self._next_lane = 0
 
-    async def append(self, batch: bytes) -> int:
+    async def append(self, batch: bytes, update: RunUpdate | None = None) -> int:
         """See ``MetricService.append``. Repeats are harmless: equal points collapse."""
-        return int(await self._actor.call_idempotent("append", batch))
+        if update is not None:
+            return int(await self._actor.call_idempotent("append", batch, update))
+        outgoing = _Outgoing(batch)
+        await self._lane().submit(outgoing)
+        if isinstance(outgoing.answer, PlatformError):
+            raise outgoing.answer
+        return outgoing.answer
 
     async def query(self, statement: Statement) -> pa.Table:
         """See ``MetricService.query``."""
         body: bytes = await self._actor.call_idempotent("query", statement)
         with pa.ipc.open_stream(body) as reader:
             return reader.read_all()
+
+    def _lane(self) -> GroupCommit[_Outgoing]:
+        if not self._lanes:  # not before there is an event loop
+            self._lanes = [
+                GroupCommit(self._send, weight=lambda item: len(item.body), max_group=MAX_CALL_BYTES,
+                            max_pending=MAX_UNDERWAY_BYTES)
+                for _ in range(LANES)
+            ]  # fmt: skip
+        self._next_lane = (self._next_lane + 1) % LANES
+        return min(self._lanes[self._next_lane :] + self._lanes[: self._next_lane], key=lambda lane: lane.pending)
+
+    async def _send(self, group: Sequence[_Outgoing]) -> None:
+        if len(group) == 1:
+            group[0].answer = int(await self._actor.call_idempotent("append", group[0].body))
+            return
+        answers = await self._actor.call_idempotent("append_all", [item.body for item in group])
+        for item, answer in zip(group, answers, strict=True):
+            item.answer = answer
 
 
 class RegistryClient:

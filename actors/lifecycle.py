@@ -49,6 +49,9 @@ class Started:
         Raises:
             Unavailable: it is not yet, and why.
         """
+        if self._task.done():
+            self._task.result()
+            return
         try:
             await asyncio.wait_for(asyncio.shield(self._task), START_WAIT_S)
         except TimeoutError as error:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+from functools import partial
 
 from actors.lifecycle import Health, Started, actor_id
 from mlplat.db.engine import open_engine
 from mlplat.db.lease import LeaseKeeper
+from mlplat.errors import PlatformError
 from mlplat.metrics.queries import Statement
 from mlplat.metrics.service import MetricService
 from mlplat.metrics.store import MetricStore
 from mlplat.settings import PlatformConfig
+from mlplat.tracking.model import RunUpdate
+from mlplat.tracking.runs import write_update
 
 
 class MetricShard:
@@ -22,10 +27,16 @@ class MetricShard:
         self._service = MetricService(engine, MetricStore(config.clickhouse_url), lease, name)
         self._started = Started(self._service.start, lease)
 
-    async def append(self, batch: bytes) -> int:
-        """Makes an Arrow IPC batch durable; returns its number of points."""
+    async def append(self, batch: bytes, update: RunUpdate | None = None) -> int:
+        """Makes an Arrow IPC batch durable, together with params and tags; returns its number of points."""
         await self._started.wait()
-        return await self._service.append(batch)
+        return await self._service.append(batch, None if update is None else partial(write_update, new=update))
+
+    async def append_all(self, batches: list[bytes]) -> list[int | PlatformError]:
+        """``append`` for several batches in one call: each answers for itself."""
+        await self._started.wait()
+        answers = await asyncio.gather(*map(self._service.append, batches), return_exceptions=True)
+        return [_own_answer(answer) for answer in answers]
 
     async def query(self, statement: Statement) -> bytes:
         """Rows of a read, as an Arrow IPC stream."""
@@ -47,3 +58,9 @@ class MetricShard:
         await self._started.wait()
         self._started.release()
         await self._service.stop()
+
+
+def _own_answer(answer: int | BaseException) -> int | PlatformError:
+    if isinstance(answer, int | PlatformError):
+        return answer
+    raise answer

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mlplat.pipelines.spec import Retry
+    from mlplat.sdk.capture.options import Capture
     from mlplat.sdk.context import current_step
     from mlplat.sdk.definition import pipeline, step
     from mlplat.sdk.pipeline_runs import submit
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from mlplat.sdk.search import RunRecord, get_run, search_runs
 
 __all__ = [
+    "Capture",
     "Retry",
     "Run",
     "RunRecord",
@@ -33,6 +35,7 @@ __version__ = "0.1.0"
 
 # Loaded when first used: the platform's own processes import this package too, and need none of it.
 _HOMES = {
+    "Capture": "mlplat.sdk.capture.options",
     "Retry": "mlplat.pipelines.spec",
     "Run": "mlplat.sdk.run",
     "RunRecord": "mlplat.sdk.search",

@@ -20,6 +20,7 @@ from mlplat.errors import InvalidInput, Overloaded, PlatformError, Unavailable
 from mlplat.pipelines.spec import PipelineSpec
 from mlplat.progress import STYLES, progress
 from mlplat.sdk.client import client_for, default_url
+from mlplat.sdk.console import console_text
 from mlplat.sdk.leftovers import resend_leftovers, sender_to
 from mlplat.sdk.pipeline_runs import PipelineRunHandle, load_pipeline, submit
 from mlplat.settings import Settings
@@ -126,6 +127,17 @@ def sync_command(
         if not watch:
             raise typer.Exit(1 if left else 0)
         time.sleep(SYNC_EVERY_S)
+
+
+@app.command("console")
+def console_command(
+    run_id: Annotated[str, typer.Argument(help="The run.")],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
+) -> None:
+    """Print what a run printed."""
+    for text in console_text(client_for(default_url()), run_id, follow=follow):
+        sys.stdout.write(text)
+        sys.stdout.flush()
 
 
 @app.command("demo")

@@ -57,6 +57,21 @@ class Settings(BaseSettings):
     #: Seconds without a heartbeat after which a run that has sent some counts as dead.
     heartbeat_timeout_s: float = Field(default=60.0, ge=5)
 
+    #: What runs record by themselves; ``capture`` turns all of it off, the others their part.
+    capture: bool = True
+    capture_code: bool = True
+    capture_environment: bool = True
+    capture_console: bool = True
+    #: Also what children and C code print, by way of the file descriptors.
+    capture_console_fd: bool = False
+    capture_system_metrics: bool = True
+    #: Seconds between two points of system metrics.
+    capture_system_interval_s: float = Field(default=10.0, ge=1, le=3600)
+    #: This node's name in system metrics: ``system/<node>/…``; unset: one node, ``system/…``.
+    capture_node: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_.\- ]{1,64}$")
+    #: The image that this process runs in, which a container cannot see for itself.
+    container_image: str | None = None
+
     @field_validator("state_dir", "spool_dir")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
@@ -109,6 +124,11 @@ class Settings(BaseSettings):
             http_url=self.local_url,
             heartbeat_timeout_s=self.heartbeat_timeout_s,
         )
+
+
+def notebook_path() -> str | None:
+    """The notebook of this kernel, as Jupyter's server tells its kernels."""
+    return os.environ.get("JPY_SESSION_NAME")
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,18 @@ class ArtifactInfo:
     size: int | None
 
 
+def proxied_path(artifact_uri: str) -> str:
+    """Where a run's artifacts lie in the platform's store, from the run's ``artifact_uri``.
+
+    Raises:
+        InvalidInput: they live elsewhere, not behind the platform.
+    """
+    scheme, _colon, path = artifact_uri.partition(":/")
+    if scheme != "mlflow-artifacts":
+        raise InvalidInput(f"artifacts of this run live at {artifact_uri}, not behind the platform")
+    return path.strip("/")
+
+
 def safe_path(path: str) -> str:
     """The path in normal form; ``""`` is the root.
 

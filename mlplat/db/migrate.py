@@ -30,8 +30,8 @@ def head_revision() -> str:
     return head
 
 
-def migrate(url: str) -> str:
-    """Brings the database at ``url`` to this version's schema and returns the revision.
+def migrate(url: str, target: str = "head") -> str:
+    """Brings the database at ``url`` to this version's schema, or up to ``target``, and returns the revision.
 
     Concurrent calls wait for one another; a second one finds nothing to do.
 
@@ -45,7 +45,7 @@ def migrate(url: str) -> str:
             connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK_KEY})
             connection.commit()
             try:
-                return _upgrade(connection)
+                return _upgrade(connection, target)
             finally:
                 connection.rollback()
                 connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _LOCK_KEY})
@@ -54,7 +54,7 @@ def migrate(url: str) -> str:
         engine.dispose()
 
 
-def _upgrade(connection: Connection) -> str:
+def _upgrade(connection: Connection, target: str) -> str:
     config = _config()
     current = MigrationContext.configure(connection).get_current_revision()
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
@@ -66,6 +66,6 @@ def _upgrade(connection: Connection) -> str:
     if current == head_revision():
         return current
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    command.upgrade(config, target)
     connection.commit()
-    return head_revision()
+    return head_revision() if target == "head" else target

@@ -110,10 +110,12 @@ run_tag = Table(
 metric_log = Table(
     "metric_log",
     metadata,
-    Column("shard", Text, primary_key=True),
+    # ``<shard>/<number>``: a shard's partitions take turns, and the shard creates them.
+    Column("slot", Text, primary_key=True),
     Column("seq", BigInteger, primary_key=True, autoincrement=False),
     Column("points", Integer, nullable=False),
     Column("body", LargeBinary, nullable=False),
+    postgresql_partition_by="LIST (slot)",
 )
 
 metric_flush = Table(

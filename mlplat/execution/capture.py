@@ -10,15 +10,13 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from mlplat.artifacts.segments import Shipper
 from mlplat.artifacts.store import ArtifactStore
-from mlplat.errors import PlatformError
 
 SEGMENT_INTERVAL_S = 1.0
-MAX_LOG_BYTES = 100 * 1024 * 1024
 
 
 def log_folder(run_id: str, step: str, item: int, attempt: int) -> str:
@@ -32,41 +30,20 @@ def read_log(artifacts: ArtifactStore, run_id: str, step: str, item: int, attemp
     return b"".join(chunk for entry in artifacts.list(folder) for chunk in artifacts.read(f"{folder}/{entry.path}"))
 
 
-class _Shipper:
-    """Moves a growing file into the artifact store, segment by segment."""
+class _GrowingFile:
+    """A file that others append to, as a source of segments."""
 
-    def __init__(self, artifacts: ArtifactStore, folder: str, path: str) -> None:
-        self._artifacts = artifacts
-        self._folder = folder
+    def __init__(self, path: str) -> None:
         self._path = path
         self._offset = 0
-        self._segment = 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="mlplat-logs", daemon=True)
-        self._thread.start()
 
-    def close(self) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._ship()
-
-    def _run(self) -> None:
-        while not self._stop.wait(SEGMENT_INTERVAL_S):
-            self._ship()
-
-    def _ship(self) -> None:
-        if self._offset >= MAX_LOG_BYTES:
-            return
+    def peek(self, limit: int) -> bytes:
         with open(self._path, "rb") as source:  # noqa: PTH123 - a plain file name from mkstemp
             source.seek(self._offset)
-            new = source.read(MAX_LOG_BYTES - self._offset)
-        if not new:
-            return
-        # A store that is away must not fail the attempt: the same bytes are tried again next time.
-        with suppress(OSError, PlatformError):
-            self._artifacts.write(f"{self._folder}/{self._segment:06d}.log", [new])
-            self._segment += 1
-            self._offset += len(new)
+            return source.read(limit)
+
+    def drop(self, count: int) -> None:
+        self._offset += count
 
 
 @contextmanager
@@ -75,7 +52,12 @@ def captured_output(artifacts: ArtifactStore, folder: str) -> Iterator[None]:
     handle, path = tempfile.mkstemp(prefix="mlplat-log-")
     saved = os.dup(1), os.dup(2)
     streams = sys.stdout, sys.stderr
-    shipper = _Shipper(artifacts, folder, path)
+
+    def write(name: str, body: bytes) -> None:
+        artifacts.write(f"{folder}/{name}", [body])
+
+    shipper = Shipper(_GrowingFile(path), write, SEGMENT_INTERVAL_S)
+    shipper.start()
     _flush(*streams)
     os.dup2(handle, 1)
     os.dup2(handle, 2)

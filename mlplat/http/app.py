@@ -14,7 +14,7 @@ from mlplat.errors import PermissionDenied
 from mlplat.http.errors import error_response, install_error_handlers
 from mlplat.http.mlflow import artifacts, experiments, log_data, metric_history, registry, runs
 from mlplat.http.mlflow.endpoint import install
-from mlplat.http.routes import heartbeats, pipelines, platform
+from mlplat.http.routes import console, heartbeats, pipelines, platform
 from mlplat.http.services import Services
 
 
@@ -84,6 +84,7 @@ def create_app(services: Services, version: str) -> FastAPI:
     artifacts.install(app, services)
     app.include_router(pipelines.router(services))
     app.include_router(heartbeats.router(services))
+    app.include_router(console.router(services))
     app.include_router(platform.router(services))
     app.add_middleware(LocalOnly)
     return app

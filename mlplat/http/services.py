@@ -15,14 +15,15 @@ from mlplat.registry.model import Command
 from mlplat.registry.store import RegistryStore
 from mlplat.tracking.experiments import ExperimentStore
 from mlplat.tracking.heartbeats import HeartbeatStore
+from mlplat.tracking.model import RunUpdate
 from mlplat.tracking.runs import RunStore
 
 
 class MetricsPort(Protocol):
     """The metric shards."""
 
-    async def append(self, batch: bytes) -> int:
-        """Makes an Arrow IPC batch durable; returns its number of points."""
+    async def append(self, batch: bytes, update: RunUpdate | None = None) -> int:
+        """Makes an Arrow IPC batch durable, together with ``update``; returns its number of points."""
         ...
 
     async def query(self, statement: Statement) -> pa.Table:

@@ -7,28 +7,36 @@ buffer then finds a gap and reads it from the log.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
+#: Runs whose newest group is remembered before those that are flushed are forgotten.
+MAX_RUNS = 20_000
+
 
 @dataclass(frozen=True)
 class Cached(Generic[T]):
-    """A group in memory."""
+    """A group in memory, with points of ``run_ids``."""
 
     seq: int
     points: int
     weight: int
     body: T
+    run_ids: frozenset[str] = frozenset()
 
 
 class FlushBuffer(Generic[T]):
     """Groups in the order of their sequence numbers, at most ``max_weight`` in all."""
 
-    def __init__(self, flushed_seq: int, max_weight: int) -> None:
+    def __init__(self, flushed_seq: int, last_seq: int, max_weight: int) -> None:
+        """Groups up to ``last_seq`` were appended by an earlier process, and nobody here knows their runs."""
         self.flushed_seq = flushed_seq
-        self.last_seq = flushed_seq
+        self.last_seq = last_seq
+        self._inherited_seq = last_seq
+        self._last_of_run: dict[str, int] = {}
         self._max_weight = max_weight
         self._weight = 0
         self._points = 0
@@ -50,10 +58,18 @@ class FlushBuffer(Generic[T]):
         """Groups committed and not flushed."""
         return self.last_seq - self.flushed_seq
 
+    def pending_seq(self, run_ids: Iterable[str] | None) -> int:
+        """The group that must be flushed before every point of these runs (None: of all runs) can be read."""
+        if run_ids is None:
+            return self.last_seq
+        newest = max((self._last_of_run.get(run_id, 0) for run_id in run_ids), default=0)
+        return max(newest, self._inherited_seq)
+
     def add(self, group: Cached[T]) -> None:
         """Takes a committed group; drops it when there is no room (the log has it)."""
         assert group.seq == self.last_seq + 1, f"group {group.seq} after {self.last_seq}"
         self.last_seq = group.seq
+        self._last_of_run.update(dict.fromkeys(group.run_ids, group.seq))
         self._full = self._full or self._weight + group.weight > self._max_weight
         if not self._full:
             self._groups.append(group)
@@ -83,3 +99,6 @@ class FlushBuffer(Generic[T]):
             self._points -= group.points
         if self.flushed_seq == self.last_seq:
             self._full = False
+            self._last_of_run.clear()
+        elif len(self._last_of_run) > MAX_RUNS:
+            self._last_of_run = {run_id: last for run_id, last in self._last_of_run.items() if last > seq}

@@ -43,3 +43,16 @@ def text_column(values: Sequence[str]) -> pa.Array:
     return pa.Array.from_buffers(
         pa.string(), len(encoded), [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded))]
     )
+
+
+def name_column(names: Sequence[str], codes: Sequence[int]) -> pa.Array:
+    """A dictionary column: row i holds ``names[codes[i]]``."""
+    indices = pa.Array.from_buffers(pa.int32(), len(codes), [None, pa.py_buffer(array("i", codes))])
+    return pa.DictionaryArray.from_arrays(indices, text_column(names))
+
+
+def encoded_names(values: Sequence[str]) -> pa.Array:
+    """A dictionary column of texts, in which each occurs once in the dictionary."""
+    names: dict[str, int] = {}
+    codes = [names.setdefault(value, len(names)) for value in values]
+    return name_column(list(names), codes)

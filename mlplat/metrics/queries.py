@@ -25,58 +25,50 @@ CREATE_TABLES = (
     ) ENGINE = ReplacingMergeTree
     ORDER BY (run_id, key, step, timestamp, value)
     """,
-    # Every aggregate is idempotent: a replayed point changes nothing.
+    # Every aggregate is idempotent: a replayed point changes nothing. They are plain columns, not states, so
+    # that FINAL reads them without a merge per group. `metrics.summary` makes the rows.
     """
     CREATE TABLE IF NOT EXISTS metric_latest (
         experiment_id Int64,
         key LowCardinality(String),
         run_id String,
-        last AggregateFunction(argMax, Tuple(Float64, Int64, Int64), Tuple(Int64, Int64, Float64)),
+        last SimpleAggregateFunction(max, Tuple(step Int64, timestamp Int64, number Float64, is_nan UInt8)),
         min_value SimpleAggregateFunction(min, Float64),
         max_value SimpleAggregateFunction(max, Float64)
     ) ENGINE = AggregatingMergeTree
     ORDER BY (experiment_id, key, run_id)
-    """,
-    """
-    CREATE MATERIALIZED VIEW IF NOT EXISTS metric_latest_feed TO metric_latest AS
-    SELECT
-        experiment_id,
-        key,
-        run_id,
-        argMaxState(
-            tuple(p.value, p.step, p.timestamp), tuple(p.step, p.timestamp, if(isNaN(p.value), 0, p.value))
-        ) AS last,
-        min(if(isNaN(p.value), inf, p.value)) AS min_value,
-        max(if(isNaN(p.value), -inf, p.value)) AS max_value
-    FROM metric_points AS p
-    GROUP BY experiment_id, key, run_id
     """,
 )
 
 
 @dataclass(frozen=True)
 class Statement:
-    """SQL with ``{name:Type}`` placeholders and their values."""
+    """SQL with ``{name:Type}`` placeholders and their values.
+
+    ``run_ids``: the only runs whose points it reads, so that it need not wait for those of others; None: any.
+    """
 
     sql: str
     parameters: dict[str, object] = field(default_factory=dict)
+    run_ids: tuple[str, ...] | None = None
+
+
+# Not `last.number`: with FINAL a subcolumn is read without the merge that makes the tuple the greatest.
+_LAST_VALUE = "if(tupleElement(last, 'is_nan'), nan, tupleElement(last, 'number'))"
 
 
 def latest(experiment_ids: Sequence[int], run_ids: Sequence[str]) -> Statement:
     """Rows ``(run_id, key, value, step, timestamp)``: the greatest (step, timestamp, value) per run and key."""
     return Statement(
-        """
-        SELECT run_id, key, tupleElement(point, 1) AS value, tupleElement(point, 2) AS step,
-               tupleElement(point, 3) AS timestamp
-        FROM (
-            SELECT run_id, key, argMaxMerge(last) AS point
-            FROM metric_latest
-            WHERE experiment_id IN {experiment_ids:Array(Int64)} AND run_id IN {run_ids:Array(String)}
-            GROUP BY experiment_id, key, run_id
-        )
+        f"""
+        SELECT run_id, key, {_LAST_VALUE} AS value, tupleElement(last, 'step') AS step,
+               tupleElement(last, 'timestamp') AS timestamp
+        FROM metric_latest FINAL
+        WHERE experiment_id IN {{experiment_ids:Array(Int64)}} AND run_id IN {{run_ids:Array(String)}}
         ORDER BY run_id, key
-        """,
+        """,  # noqa: S608 - nothing of the caller's is spliced in
         {"experiment_ids": list(experiment_ids), "run_ids": list(run_ids)},
+        tuple(run_ids),
     )
 
 
@@ -98,6 +90,7 @@ def history(run_id: str, key: str, limit: int, after: tuple[int, int, float] | N
         ORDER BY {_POSITION} LIMIT {{limit:UInt64}}
         """,  # noqa: S608 - `condition` is one of two literals
         parameters,
+        (run_id,),
     )
 
 
@@ -106,12 +99,9 @@ def runs_where(experiment_ids: Sequence[int], key: str, comparator: str, value: 
     assert comparator in COMPARATORS
     return Statement(
         f"""
-        SELECT run_id FROM (
-            SELECT run_id, tupleElement(argMaxMerge(last), 1) AS last_value
-            FROM metric_latest
-            WHERE experiment_id IN {{experiment_ids:Array(Int64)}} AND key = {{key:String}}
-            GROUP BY experiment_id, key, run_id
-        ) WHERE last_value {comparator} {{value:Float64}}
+        SELECT run_id FROM metric_latest FINAL
+        WHERE experiment_id IN {{experiment_ids:Array(Int64)}} AND key = {{key:String}}
+            AND {_LAST_VALUE} {comparator} {{value:Float64}}
         """,  # noqa: S608 - the comparator is one of COMPARATORS
         {"experiment_ids": list(experiment_ids), "key": key, "value": value},
     )
@@ -120,11 +110,9 @@ def runs_where(experiment_ids: Sequence[int], key: str, comparator: str, value: 
 def last_values(experiment_ids: Sequence[int], key: str) -> Statement:
     """Rows ``(run_id, value)``: the last value of ``key`` in every run of the experiments."""
     return Statement(
-        """
-        SELECT run_id, tupleElement(argMaxMerge(last), 1) AS value
-        FROM metric_latest
-        WHERE experiment_id IN {experiment_ids:Array(Int64)} AND key = {key:String}
-        GROUP BY experiment_id, key, run_id
-        """,
+        f"""
+        SELECT run_id, {_LAST_VALUE} AS value FROM metric_latest FINAL
+        WHERE experiment_id IN {{experiment_ids:Array(Int64)}} AND key = {{key:String}}
+        """,  # noqa: S608 - nothing of the caller's is spliced in
         {"experiment_ids": list(experiment_ids), "key": key},
     )

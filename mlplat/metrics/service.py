@@ -8,34 +8,54 @@ the log from the last mark, so nothing acknowledged is lost, and exact repeats c
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from typing import TypeVar
 
 import pyarrow as pa
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mlplat.db.engine import CONNECTION_ERRORS
 from mlplat.db.group_commit import GroupCommit
 from mlplat.db.lease import LeaseKeeper
-from mlplat.errors import Fenced, PlatformError, Unavailable
+from mlplat.errors import Fenced, Overloaded, PlatformError, Unavailable
 from mlplat.metrics.buffer import Cached, FlushBuffer
-from mlplat.metrics.log import Group, MetricLog
-from mlplat.metrics.model import decode, encode
+from mlplat.metrics.log import Group, MetricLog, ends_slot
+from mlplat.metrics.model import concat, decode, encode, names_of, with_experiments
 from mlplat.metrics.queries import Statement
+from mlplat.metrics.record import pack, unpack
 from mlplat.metrics.store import MetricStore
 
 MAX_GROUP_BYTES = 8 * 1024 * 1024
 MAX_PENDING_BYTES = 64 * 1024 * 1024
 MAX_CACHED_BYTES = 128 * 1024 * 1024
-FLUSH_POINTS = 100_000
+#: The log may grow so far while the metric store is away; then batches are refused until it shrinks.
+MAX_LOG_BYTES = 16 * 1024 * 1024 * 1024
+LOG_SIZE_INTERVAL_S = 5.0
+FLUSH_POINTS = 250_000
 #: How long groups gather before they move on, when nobody wants to read them.
 FLUSH_INTERVAL_S = 0.2
 REPLAY_GROUPS = 16
 READERS = 3
 RETRY_S = 0.5
+
+R = TypeVar("R")
+#: Writes that belong to a batch and are committed with it: params and tags of the same request.
+Update = Callable[[AsyncConnection], Awaitable[object]]
+
+
+@dataclass
+class Batch:
+    """A batch on its way into the log; ``problem`` is why it was refused, alone of its group."""
+
+    body: bytes
+    table: pa.Table
+    run_ids: frozenset[str]
+    update: Update | None
+    problem: Exception | None = None
 
 
 @dataclass
@@ -45,6 +65,7 @@ class Counters:
     batches: int = 0
     points: int = 0
     groups: int = 0
+    refused_batches: int = 0
     flushed_points: int = 0
     inserts: int = 0
     replayed_groups: int = 0
@@ -64,6 +85,8 @@ class MetricService:
         self._flushed = asyncio.Condition()
         self._work = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._log_bytes = 0
+        self._log_measured_at = 0.0
         self.counters = Counters()
 
     async def start(self) -> None:
@@ -72,28 +95,39 @@ class MetricService:
         Raises:
             Unavailable: the metric store cannot be opened.
         """
-        await self._lease.start()
+        held = await self._lease.start()
+        await self._log.prepare()
         last, flushed = await self._log.positions()
-        self._buffer: FlushBuffer[pa.Table] = FlushBuffer(flushed, MAX_CACHED_BYTES)
-        self._buffer.last_seq = last
+        await self._log.truncate_flushed(held, flushed)
+        self._buffer: FlushBuffer[pa.Table] = FlushBuffer(flushed, last, MAX_CACHED_BYTES)
         await self._in(self._writer, self._store.create_tables)
-        self._commits = GroupCommit(
-            self._commit, weight=lambda table: table.nbytes, max_group=MAX_GROUP_BYTES, max_pending=MAX_PENDING_BYTES
+        self._commits: GroupCommit[Batch] = GroupCommit(
+            self._commit,
+            weight=lambda batch: batch.table.nbytes,
+            max_group=MAX_GROUP_BYTES,
+            max_pending=MAX_PENDING_BYTES,
         )
         self._flusher = asyncio.get_running_loop().create_task(self._flush_forever())
         self._work.set()
 
-    async def append(self, batch: bytes) -> int:
-        """Makes a batch durable and returns its number of points.
+    async def append(self, body: bytes, update: Update | None = None) -> int:
+        """Makes a batch durable, in one transaction with ``update``, and returns its number of points.
 
         Raises:
-            InvalidInput: not a batch of metric points.
-            Overloaded: too much is waiting for the log.
+            InvalidInput: not a batch of metric points, or one of its runs is deleted.
+            NotFound: one of its runs does not exist.
+            Overloaded: too much is waiting for the log, or the log for the metric store.
             Unavailable: Postgres is away, or this shard was taken over.
         """
-        table = decode(batch)
+        table = decode(body)
+        if self._log_bytes > MAX_LOG_BYTES:
+            raise Overloaded(f"{self._log_bytes} bytes of metric points wait for the metric store; retry later")
         if table.num_rows:
-            await self._commits.submit(table)
+            batch = Batch(body, table, frozenset(names_of(table, "run_id")), update)
+            await self._commits.submit(batch)
+            if batch.problem is not None:
+                self.counters.refused_batches += 1
+                raise batch.problem
         self.counters.batches += 1
         self.counters.points += table.num_rows
         return int(table.num_rows)
@@ -104,17 +138,16 @@ class MetricService:
         Raises:
             Unavailable: the metric store is away, or the flush before the read took too long.
         """
-        await self.barrier()
-        table = await self._in(self._readers, self._store.query, statement)
-        return encode(table)
+        await self.barrier(statement.run_ids)
+        return encode(await self._in(self._readers, self._store.query, statement))
 
-    async def barrier(self, timeout_s: float = 20.0) -> None:
-        """Returns when everything acknowledged so far can be read; at once when idle.
+    async def barrier(self, run_ids: Sequence[str] | None = None, timeout_s: float = 20.0) -> None:
+        """Returns when everything acknowledged so far of these runs (None: of all) can be read; at once when idle.
 
         Raises:
             Unavailable: that took longer than ``timeout_s``.
         """
-        target = self._buffer.last_seq
+        target = self._buffer.pending_seq(run_ids)
         if self._buffer.flushed_seq >= target:
             return
         self._hurry.set()
@@ -130,7 +163,12 @@ class MetricService:
 
     def stats(self) -> dict[str, int]:
         """Counters and the state of the buffer."""
-        return asdict(self.counters) | {"lag_groups": self._buffer.lag, "cached_bytes": self._buffer.weight}
+        return asdict(self.counters) | {
+            "lag_groups": self._buffer.lag,
+            "cached_bytes": self._buffer.weight,
+            "pending_bytes": self._commits.pending,
+            "log_bytes": self._log_bytes,
+        }
 
     async def stop(self) -> None:
         """Flushes what is pending and gives the shard back."""
@@ -138,20 +176,61 @@ class MetricService:
         with suppress(Unavailable):  # the log keeps it for the next start
             await self.barrier()
         self._flusher.cancel()
+        await self._log.disconnect()
         await self._lease.stop()
         self._store.close()
 
-    async def _commit(self, tables: Sequence[pa.Table]) -> None:
-        table = pa.concat_tables(tables)
-        group = Group(self._buffer.last_seq + 1, table.num_rows, encode(table, "zstd"))
+    async def _commit(self, batches: Sequence[Batch]) -> None:
+        points = [batch for batch in batches if batch.update is None]
+        if points:
+            await self._commit_points(points)
+        for batch in batches:
+            if batch.update is not None:
+                await self._commit_with_update(batch, batch.update)
+
+    async def _commit_points(self, batches: Sequence[Batch]) -> None:
+        run_ids = frozenset[str]().union(*(batch.run_ids for batch in batches))
+        group = self._group(batches)
+        if await self._append(group, self._log.append(self._lease.current, group, sorted(run_ids))):
+            self._committed(group, batches, run_ids)
+            return
+        refusals = await self._log.refusals(sorted(run_ids))
+        for batch in batches:
+            batch.problem = next((refusals[run_id] for run_id in batch.run_ids if run_id in refusals), None)
+        accepted = [batch for batch in batches if batch.problem is None]
+        if len(accepted) == len(batches):
+            raise Unavailable("a run came and went while its points were written; retry")
+        if accepted:
+            await self._commit_points(accepted)
+
+    async def _commit_with_update(self, batch: Batch, update: Update) -> None:
+        group = self._group([batch])
         try:
-            await self._log.append(self._lease.current, group)
+            await self._append(group, self._log.append_with(self._lease.current, group, update))
+        except Unavailable:
+            raise
+        except Exception as error:  # refused for its own sake: the rest of the group is not concerned
+            batch.problem = error
+            return
+        self._committed(group, [batch], batch.run_ids)
+
+    def _group(self, batches: Sequence[Batch]) -> Group:
+        points = sum(batch.table.num_rows for batch in batches)
+        return Group(self._buffer.last_seq + 1, points, pack([batch.body for batch in batches]))
+
+    async def _append(self, group: Group, appending: Awaitable[bool]) -> bool:
+        try:
+            return await appending
         except (Fenced, IntegrityError) as error:  # somebody else writes this shard's log
             self._lease.lost.set()
             raise Fenced("this shard was taken over; retry") from error
         except CONNECTION_ERRORS as error:
             await self._settle_unknown_commit(group, error)
-        self._buffer.add(Cached(group.seq, group.points, table.nbytes, table))
+            return True
+
+    def _committed(self, group: Group, batches: Sequence[Batch], run_ids: frozenset[str]) -> None:
+        table = pa.concat_tables([batch.table for batch in batches])
+        self._buffer.add(Cached(group.seq, group.points, table.nbytes, table, run_ids))
         self.counters.groups += 1
         self._work.set()
 
@@ -178,6 +257,7 @@ class MetricService:
                 await self._work.wait()
             try:
                 await self._gather()
+                await self._measure_log()
                 await self._flush_once()
             except Fenced:
                 self._lease.lost.set()
@@ -192,23 +272,41 @@ class MetricService:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._hurry.wait(), FLUSH_INTERVAL_S)
 
+    async def _measure_log(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - self._log_measured_at > LOG_SIZE_INTERVAL_S:
+            self._log_measured_at = now
+            self._log_bytes = await self._log.size_bytes()
+
     async def _flush_once(self) -> None:
         batch = self._buffer.next_batch(FLUSH_POINTS)
         if not batch:
-            groups = await self._log.read_after(self._buffer.flushed_seq, REPLAY_GROUPS)
-            self.counters.replayed_groups += len(groups)
-            batch = [Cached(group.seq, group.points, 0, decode(group.body)) for group in groups]
-        if not batch:
-            raise Unavailable("the log has less than was committed")
-        points = pa.concat_tables([group.body for group in batch])
-        await self._in(self._writer, self._store.insert, points)
-        await self._log.mark_flushed(self._lease.current, batch[-1].seq)
+            batch = await self._read_log()
+        points = await self._in(self._writer, concat, [group.body for group in batch])
+        experiments = await self._log.experiments_of(names_of(points, "run_id"))
+        await self._in(self._writer, self._insert, points, experiments)
+        flushed_before, seq = self._buffer.flushed_seq, batch[-1].seq
+        await self._log.mark_flushed(self._lease.current, seq)
         self.counters.inserts += 1
         self.counters.flushed_points += points.num_rows
         async with self._flushed:
-            self._buffer.mark_flushed(batch[-1].seq)
+            self._buffer.mark_flushed(seq)
             self._flushed.notify_all()
+        if ends_slot(flushed_before, seq):
+            await self._log.truncate_flushed(self._lease.current, seq)
 
-    async def _in(self, pool: ThreadPoolExecutor, call: object, *arguments: object) -> object:
-        assert callable(call)
+    def _insert(self, points: pa.Table, experiments: dict[str, int]) -> None:
+        self._store.insert(with_experiments(points, experiments))
+
+    async def _read_log(self) -> list[Cached[pa.Table]]:
+        groups = await self._log.read_after(self._buffer.flushed_seq, REPLAY_GROUPS)
+        if not groups:
+            raise Unavailable("the log has less than was committed")
+        self.counters.replayed_groups += len(groups)
+        return [
+            Cached(group.seq, group.points, 0, pa.concat_tables([decode(body) for body in unpack(group.body)]))
+            for group in groups
+        ]
+
+    async def _in(self, pool: ThreadPoolExecutor, call: Callable[..., R], *arguments: object) -> R:
         return await asyncio.get_running_loop().run_in_executor(pool, call, *arguments)

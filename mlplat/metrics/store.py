@@ -18,6 +18,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from mlplat.errors import Unavailable
 from mlplat.metrics.queries import CREATE_TABLES, Statement
+from mlplat.metrics.summary import summarise
 
 #: chDB sizes itself for a server by default; these fit a laptop.
 CHDB_OPTIONS = {
@@ -54,12 +55,13 @@ class MetricStore:
             self._call("command", statement)
 
     def insert(self, points: pa.Table) -> None:
-        """Stores the points, at least once; exact repeats collapse when read.
+        """Stores the points (``STORED_SCHEMA``, one chunk), at least once; exact repeats collapse when read.
 
         Raises:
             Unavailable: the store refused or is out of reach.
         """
         self._call("insert_arrow", "metric_points", points)
+        self._call("insert_arrow", "metric_latest", summarise(points))
 
     def query(self, statement: Statement) -> pa.Table:
         """The statement's rows.

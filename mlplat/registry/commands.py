@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mlplat.db.tables import model_alias, model_version, model_version_tag, registered_model, registered_model_tag
 from mlplat.errors import AlreadyExists, InvalidInput, NotFound
+from mlplat.keys import check_key
 from mlplat.registry.model import (
     Command,
     CreateModel,
@@ -26,7 +27,7 @@ from mlplat.registry.model import (
     check_alias,
     check_model_name,
 )
-from mlplat.tracking.model import check_key, cut_tag
+from mlplat.tracking.model import cut_tag
 
 
 async def apply(connection: AsyncConnection, command: Command) -> dict[str, Any]:

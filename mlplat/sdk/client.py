@@ -17,7 +17,6 @@ from mlplat.sdk.context import current_step
 from mlplat.settings import Settings
 
 API = "/api/2.0/mlflow"
-ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 60.0
 RETRY_FOR_S = 60.0
@@ -28,6 +27,7 @@ _BY_CODE: dict[str, type[PlatformError]] = {
     "BAD_REQUEST": errors.InvalidInput,
     "RESOURCE_ALREADY_EXISTS": errors.AlreadyExists,
     "RESOURCE_DOES_NOT_EXIST": errors.NotFound,
+    "ENDPOINT_NOT_FOUND": errors.NotFound,
     "PERMISSION_DENIED": errors.PermissionDenied,
     "RESOURCE_EXHAUSTED": errors.Overloaded,
     "TEMPORARILY_UNAVAILABLE": errors.Unavailable,
@@ -54,7 +54,7 @@ class Client:
         # trust_env: a proxy of the environment has no business with the platform's own address.
         self._http = httpx.Client(base_url=self.url, timeout=timeout, trust_env=False)
 
-    def get(self, path: str, **query: Any) -> Any:
+    def get(self, path: str, /, **query: Any) -> Any:
         """The JSON answer of a GET; query values that are None are left out."""
         return self._call("GET", path, params={key: value for key, value in query.items() if value is not None}).json()
 
@@ -79,6 +79,10 @@ class Client:
                 return self._http.put(quote(path), content=_chunks(body))
 
         self._with_retries(send)
+
+    def put_bytes(self, path: str, body: bytes) -> None:
+        """Stores bytes with a PUT."""
+        self._with_retries(lambda: self._http.put(quote(path), content=body))
 
     def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
         return self._with_retries(lambda: self._http.request(method, path, **options))

@@ -10,8 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlplat.errors import AlreadyExists, InvalidInput, NotFound, PermissionDenied, PlatformError
-from mlplat.metrics.columns import int64_column
-from mlplat.metrics.model import encode
+from mlplat.metrics.model import columns_table, concat, encode, names_of
 from mlplat.sdk.client import API, Client
 from mlplat.sdk.metrics import Send, best_sender
 from mlplat.sdk.records import CreateRun, from_frame
@@ -51,7 +50,6 @@ class Delivery:
         self._client = client
         self._working = working or nullcontext()
         self._send_points = send_points or best_sender(client)
-        self._experiments: dict[str, int] = {}
 
     def deliver(self, frames: Sequence[Frame]) -> Delivered:
         """Hands over the first frame, with the frames of points that follow if it is one.
@@ -85,13 +83,14 @@ class Delivery:
         body = record.body | {"experiment_id": str(experiment_id)}
         answer = self._client.post(f"{API}/runs/create", body, idempotency_key=record.idempotency_key)
         info: dict[str, str] = answer["run"]["info"]
-        self._experiments[record.run_id] = experiment_id
         return info
 
     def _deliver_points(self, frames: Sequence[Frame]) -> Delivered:
-        tables = [_read(frame) for frame in frames]
+        with self._working:
+            tables = [_read(frame) for frame in frames]
+            body = frames[0].body if len(frames) == 1 else encode(concat(tables))
         try:
-            self._send(tables)
+            self._send_points(body)
             return Delivered(len(frames), sum(table.num_rows for table in tables), [])
         except REFUSALS as error:
             if len(frames) > 1:  # one at a time: what is wrong with one must not cost the others
@@ -100,32 +99,21 @@ class Delivery:
 
     def _deliver_by_key(self, table: pa.Table, refused: PlatformError) -> Delivered:
         """Sends the keys of a refused batch one by one, to keep what can be kept."""
-        run_id = str(table["run_id"][0].as_py())
-        keys = pc.unique(table["key"]).to_pylist()
+        (run_id,) = names_of(table, "run_id")
+        keys = names_of(table, "key")
         if len(keys) == 1 or not isinstance(refused, InvalidInput):
             what = f"{table.num_rows} points of {', '.join(keys[:5])}"
             return Delivered(1, 0, [_refusal(run_id, what, refused)])
-        parts = [table.filter(pc.equal(table["key"], key)) for key in keys]
         sent, refusals = 0, []
-        for key, part in zip(keys, parts, strict=True):
+        for key in keys:
+            part = table.filter(pc.equal(table["key"].cast(pa.string()), key))
+            columns = [part[name].to_pylist() for name in ("step", "timestamp", "value")]
             try:
-                self._send([part])
+                self._send_points(encode(columns_table(run_id, [key] * part.num_rows, *columns)))
                 sent += part.num_rows
             except REFUSALS as error:
                 refusals.append(_refusal(run_id, f"{part.num_rows} points of {key}", error))
         return Delivered(1, sent, refusals)
-
-    def _send(self, tables: Sequence[pa.Table]) -> None:
-        self._send_points(encode(pa.concat_tables([self._placed(table) for table in tables])))
-
-    def _placed(self, table: pa.Table) -> pa.Table:
-        """The points of one run with the run's experiment, which its process may not have known."""
-        run_id = str(table["run_id"][0].as_py())
-        if run_id not in self._experiments:
-            info = self._client.get(f"{API}/runs/get", run_id=run_id)["run"]["info"]
-            self._experiments[run_id] = int(info["experiment_id"])
-        column = int64_column([self._experiments[run_id]] * table.num_rows)
-        return table.set_column(0, table.schema.field("experiment_id"), column)
 
 
 def ensure_experiment(client: Client, name: str) -> int:
@@ -148,7 +136,7 @@ def ensure_experiment(client: Client, name: str) -> int:
 
 def run_id_of(frame: Frame) -> str:
     """The run that a frame is about."""
-    return str(_read(frame)["run_id"][0].as_py()) if frame.kind is Kind.POINTS else from_frame(frame).run_id
+    return names_of(_read(frame), "run_id")[0] if frame.kind is Kind.POINTS else from_frame(frame).run_id
 
 
 def _read(frame: Frame) -> pa.Table:

@@ -14,9 +14,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, SupportsIndex
 
+from mlplat.artifacts.model import safe_path
 from mlplat.errors import InvalidInput, Unavailable
-from mlplat.sdk.client import API, ARTIFACTS, Client, client_for, default_url
+from mlplat.metrics.model import Point
+from mlplat.sdk import datasets, media
+from mlplat.sdk.capture.options import Capture, RunLink
+from mlplat.sdk.capture.recorder import Recorder
+from mlplat.sdk.client import API, Client, client_for, default_url
 from mlplat.sdk.context import current_step
+from mlplat.sdk.files import RunFiles, artifact_root
 from mlplat.sdk.outbox import Outbox
 from mlplat.sdk.process import this_process
 from mlplat.sdk.records import Call, CreateRun
@@ -74,6 +80,8 @@ class Run:
         self._params: dict[str, str] = {}
         self._params_lock = threading.Lock()
         self._finished: Finished | None = None
+        self._capture: Recorder | None = None
+        self._tables: dict[str, str] = {}
         outbox.pulse.add(run_id)
         if owner:
             this_process().enter(self)
@@ -147,6 +155,84 @@ class Run:
         for file in sorted(path for path in root.rglob("*") if path.is_file()):
             self._upload(file, "/".join(filter(None, (artifact_path, file.relative_to(root).as_posix()))))
 
+    def log_text(self, text: str, path: str) -> None:
+        """Writes a text file into the run's artifacts, such as ``notes/summary.md``."""
+        self._files.put(safe_path(path), text.encode())
+
+    def log_dict(self, value: Mapping[str, Any] | list[Any], path: str) -> None:
+        """Writes a dict or list as JSON, or as YAML when the path ends in ``.yaml`` or ``.yml``.
+
+        Raises:
+            InvalidInput: it holds something that the format cannot.
+        """
+        self._files.put(safe_path(path), media.document_bytes(value, path))
+
+    def log_figure(self, figure: Any, path: str) -> None:
+        """Writes a matplotlib figure (``.png``, ``.svg``, ``.pdf`` …) or a plotly one (``.html``, ``.json``, or an
+        image, for which plotly needs kaleido).
+
+        Raises:
+            InvalidInput: no such figure, or a format that it cannot be written in.
+        """
+        self._files.put(safe_path(path), media.figure_bytes(figure, path))
+
+    def log_image(self, image: Any, path: str) -> None:
+        """Writes a PIL image, or an array as PNG: ``(height, width)`` or ``(height, width, 1 | 3 | 4)``, of uint8, of
+        floats from 0 to 1, or of bools.
+
+        Raises:
+            InvalidInput: no such image, or a format that it cannot be written in.
+        """
+        self._files.put(safe_path(path), media.image_bytes(image, path))
+
+    def log_table(self, name: str, data: Any, step: int | None = None) -> str:
+        """Writes a table as Parquet and returns its path, ``tables/<name>/<step>.parquet`` or, without a step,
+        ``tables/<name>/table.parquet``, which the next one replaces.
+
+        Args:
+            name: the table's name.
+            data: a DataFrame (pandas, polars), an Arrow table, a list of dicts, or a dict of columns.
+            step: the step that it belongs to.
+
+        Raises:
+            InvalidInput: not a table, or a column with values of several types.
+        """
+        path = media.table_path(name, step)
+        self._files.put(path, media.parquet_bytes(media.as_table(data)))
+        self._tables |= {name: path}
+        self.set_tag(media.LOGGED_ARTIFACTS_TAG, media.logged_tables(self._tables))
+        return path
+
+    def log_dataset(
+        self, data: Any, name: str | None = None, context: str = "training", source: str | None = None
+    ) -> str:
+        """Says that the run uses a dataset, and returns the dataset's digest. The data itself stays where it is.
+
+        Args:
+            data: a DataFrame, an Arrow table, an array, a dict of arrays, a Ray Dataset, or the path or URL of a file
+                or folder.
+            name: the dataset's name; by default the file's, else ``dataset``.
+            context: what for: ``training``, ``evaluation`` …
+            source: where it comes from, as a URL or path; by default the file, else this code.
+
+        Raises:
+            InvalidInput: no such data, or a name or context that is too long.
+            NotFound: no such file.
+        """
+        dataset = datasets.describe(data, name, source)
+        self._call("dataset", "runs/log-inputs", datasets.log_inputs_request(self.run_id, dataset, context))
+        return dataset.digest
+
+    def record(self, recorder: Recorder, link: RunLink) -> None:
+        """Lets a recorder follow the run until it is finished."""
+        self._capture = recorder
+        recorder.start(link)
+
+    def add_points(self, points: list[Point]) -> None:
+        """Takes finished metric points. Does not wait, and leaves ``log``'s step alone."""
+        for point in points:
+            self._outbox.log(Points(self.run_id, point.timestamp, point.step, {point.key: point.value}))
+
     def flush(self, timeout_s: float = FLUSH_TIMEOUT_S) -> None:
         """Returns when the platform has everything logged so far; offline, when the disk has it.
 
@@ -174,6 +260,8 @@ class Run:
         """
         if self._finished is not None:
             return self._finished
+        if self._capture is not None:
+            self._capture.finish()
         if status is not None or self._is_owner:
             self.end(status or "FINISHED")
         delivered = self._outbox.flush(FLUSH_TIMEOUT_S, PATIENCE_S)
@@ -239,11 +327,12 @@ class Run:
             self._info = info
         return self._info
 
+    @property
+    def _files(self) -> RunFiles:
+        return RunFiles(lambda: self._client, self.artifact_uri)
+
     def _upload(self, file: Path, path: str) -> None:
-        scheme, _colon, root = self.artifact_uri.partition(":/")
-        if scheme != "mlflow-artifacts":
-            raise InvalidInput(f"artifacts of this run live at {self.artifact_uri}, not behind the platform")
-        self._client.upload(f"{ARTIFACTS}/{root.strip('/')}/{path}", file)
+        self._client.upload(f"{artifact_root(self.artifact_uri)}/{path}", file)
 
     def _call(self, what: str, path: str, body: dict[str, Any]) -> None:
         self._outbox.put(Call(self.run_id, what, f"{API}/{path}", {"run_id": self.run_id} | body))
@@ -267,6 +356,8 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if error is not None and self._capture is not None:
+            self._capture.failed(error)
         if not self._is_owner:
             self.finish()
         else:
@@ -286,6 +377,7 @@ def start_run(
     parent: Run | str | None = None,
     url: str | None = None,
     mode: Mode | None = None,
+    capture: Capture | None = None,
 ) -> Run:
     """Starts a run in an experiment, which is created on first use.
 
@@ -301,17 +393,21 @@ def start_run(
         parent: the run (or its id) that this one belongs under.
         url: the platform; by default ``MLPLAT_URL``, or the one on this machine.
         mode: ``offline`` keeps everything on disk for ``mlplat sync``; by default ``MLPLAT_MODE``, or online.
+        capture: what the run records by itself; by default all that ``MLPLAT_CAPTURE_*`` leaves on. A run that starts
+            without the platform records no files.
 
     Raises:
-        InvalidInput: the platform refused, for instance because the experiment is deleted.
+        InvalidInput: the platform refused, for instance because the experiment is deleted; or a setting is not allowed.
     """
     if run_id is not None:
         run = resume_run(run_id, url=url, mode=mode)
         if tags:
             run.set_tags(tags)
     else:
+        recorder = Recorder(capture)
         outbox = _outbox(url, mode)
-        record = _new_run(experiment, name, dict(tags or {}), parent)
+        given = _given_tags(tags or {}, parent)
+        record = _new_run(experiment, name, recorder.first_tags() | given)
         started = outbox.create_now(record)
         if started.away is not None:
             warnings.warn(
@@ -320,6 +416,10 @@ def start_run(
                 stacklevel=2,
             )
         run = Run(outbox, record.run_id, record.body["run_name"], owner=True, info=started.info)
+        if started.info is not None:
+            started_ms = record.body["start_time"]
+            link = RunLink(run.run_id, outbox.url, run.artifact_uri, started_ms, run.add_points, frozenset(given))
+            run.record(recorder, link)
     if params:
         run.log_params(params)
     return run
@@ -344,14 +444,18 @@ def resume_run(run_id: str, *, owner: bool = False, url: str | None = None, mode
     return run
 
 
-def _new_run(experiment: str, name: str | None, given: dict[str, Any], parent: Run | str | None) -> CreateRun:
-    all_tags = tag_texts(given)
+def _given_tags(values: Mapping[str, Any], parent: Run | str | None) -> dict[str, str]:
+    given = tag_texts(values)
     if parent is not None:
-        all_tags[PARENT_RUN_TAG] = parent.run_id if isinstance(parent, Run) else parent
+        given[PARENT_RUN_TAG] = parent.run_id if isinstance(parent, Run) else parent
     step = current_step()
     if step is not None:
-        all_tags.setdefault(ATTEMPT_TAG, step.label)
-        all_tags |= {"mlplat.pipelineRun": step.run_id, "mlplat.step": step.step}
+        given.setdefault(ATTEMPT_TAG, step.label)
+        given |= {"mlplat.pipelineRun": step.run_id, "mlplat.step": step.step}
+    return given
+
+
+def _new_run(experiment: str, name: str | None, all_tags: Mapping[str, str]) -> CreateRun:
     key = uuid.uuid4().hex
     body = {
         "run_name": name or all_tags.get(RUN_NAME_TAG) or random_run_name(),

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any, SupportsIndex
 
 from mlplat.errors import InvalidInput
-from mlplat.tracking.model import check_key, cut_param
+from mlplat.keys import check_key
+from mlplat.tracking.model import cut_param
 
 _INT64 = 2**63
 

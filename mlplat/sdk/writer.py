@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from mlplat.errors import InvalidInput
+from mlplat.keys import check_key
 from mlplat.metrics.model import Point, encode, points_table
 from mlplat.sdk.spool import Frame, Kind
-from mlplat.tracking.model import check_key
 
 FRAME_POINTS = 2_000
 
@@ -77,5 +77,5 @@ def _drain(waiting: dict[str, list[Point]]) -> Iterator[Written]:
     for run_id, points in waiting.items():
         for start in range(0, len(points), FRAME_POINTS):
             part = points[start : start + FRAME_POINTS]
-            yield Written(run_id, Frame(Kind.POINTS, encode(points_table(0, run_id, part))), len(part))
+            yield Written(run_id, Frame(Kind.POINTS, encode(points_table(run_id, part))), len(part))
     waiting.clear()

@@ -17,12 +17,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from mlplat.db.engine import is_unique_violation
 from mlplat.db.tables import experiment, experiment_tag, run
 from mlplat.errors import AlreadyExists, InvalidInput, NotFound
+from mlplat.keys import check_key
 from mlplat.tracking.model import (
     DEFAULT_EXPERIMENT_ID,
     DEFAULT_EXPERIMENT_NAME,
     Experiment,
     ViewType,
-    check_key,
     check_name,
     cut_tag,
 )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import posixpath
-import re
 import secrets
 import uuid
 from dataclasses import dataclass, field
@@ -11,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 from mlplat.errors import InvalidInput
+from mlplat.keys import check_key
 
 DEFAULT_EXPERIMENT_ID = 0
 DEFAULT_EXPERIMENT_NAME = "Default"
@@ -22,7 +21,6 @@ ATTEMPT_TAG = "mlplat.attempt"
 REAPED_TAG = "mlplat.reaped"
 _RUN_ID_SPACE = uuid.UUID("6d6c706c-6174-4a72-8a75-6e2d69642d31")
 
-MAX_KEY_LENGTH = 250
 MAX_PARAM_LENGTH = 6_000
 MAX_TAG_LENGTH = 8_000
 MAX_NAME_LENGTH = 500
@@ -31,7 +29,6 @@ MAX_BATCH_PARAMS = 100
 MAX_BATCH_TAGS = 100
 MAX_BATCH_TOTAL = 1_000
 
-_KEY = re.compile(r"[\w\-. :/]+\Z")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -83,6 +80,15 @@ class Run:
     tags: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class RunUpdate:
+    """Params and tags to write to a run, keys checked and values cut."""
+
+    run_id: str
+    params: dict[str, str]
+    tags: dict[str, str]
+
+
 def from_ms(value: int) -> datetime:
     """The aware datetime of a wire time.
 
@@ -111,25 +117,6 @@ def parse_experiment_id(value: str) -> int:
     if not value.isascii() or not value.isdecimal() or len(value) > 18:
         raise InvalidInput(f"Invalid experiment ID: {value!r}. Experiment IDs are decimal numbers.")
     return int(value)
-
-
-def check_key(kind: str, key: str) -> None:
-    """Checks the key of a param, metric or tag.
-
-    Raises:
-        InvalidInput: empty, too long, forbidden characters, or not a normal relative path.
-    """
-    if not key or len(key) > MAX_KEY_LENGTH:
-        raise InvalidInput(
-            f"Invalid {kind} name: {key[:300]!r}. Names have 1 to {MAX_KEY_LENGTH} characters, this has {len(key)}."
-        )
-    if not _KEY.match(key):
-        raise InvalidInput(
-            f"Invalid {kind} name: {key!r}. Names may only contain letters, digits, underscores (_), dashes (-), "
-            "periods (.), spaces ( ), colons (:) and slashes (/)."
-        )
-    if posixpath.normpath(key) != key or key.startswith(("/", "..")) or key == ".":
-        raise InvalidInput(f"Invalid {kind} name: {key!r}. Names may be treated as files, so a plain path is needed.")
 
 
 def cut_param(value: str) -> str:

@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mlplat.db.tables import experiment, run, run_param, run_tag
 from mlplat.errors import InvalidInput, NotFound
+from mlplat.keys import check_key
 from mlplat.tracking.filters import Order
 from mlplat.tracking.model import (
     ATTEMPT_TAG,
@@ -25,7 +26,7 @@ from mlplat.tracking.model import (
     RUN_NAME_TAG,
     Run,
     RunStatus,
-    check_key,
+    RunUpdate,
     cut_tag,
     random_run_name,
 )
@@ -160,19 +161,9 @@ class RunStore:
             raise NotFound(f"Run with id={run_id} not found")
 
     async def log(self, run_id: str, params: Mapping[str, str], tags: Mapping[str, str]) -> RunRef:
-        """Writes params and tags (keys already checked) in one transaction.
-
-        Raises:
-            InvalidInput: a param has another value already, or the run is deleted.
-            NotFound: no such run.
-        """
+        """Writes params and tags in one transaction; see ``write_update``."""
         async with self._engine.begin() as connection:
-            ref = await _require_active(connection, run_id)
-            await _put_params(connection, run_id, params)
-            await _put_tags(connection, run_id, tags)
-            if RUN_NAME_TAG in tags:
-                await connection.execute(update(run).where(run.c.run_id == run_id).values(name=tags[RUN_NAME_TAG]))
-        return ref
+            return await write_update(connection, RunUpdate(run_id, dict(params), dict(tags)))
 
     async def delete_tag(self, run_id: str, key: str) -> None:
         """Removes one tag.
@@ -215,6 +206,22 @@ class RunStore:
         )
         async with self._engine.begin() as connection:
             return (await connection.execute(statement)).rowcount
+
+
+async def write_update(connection: AsyncConnection, new: RunUpdate) -> RunRef:
+    """Writes params and tags inside of a transaction.
+
+    Raises:
+        InvalidInput: a param has another value already, or the run is deleted.
+        NotFound: no such run.
+    """
+    ref = await _require_active(connection, new.run_id)
+    await _put_params(connection, new.run_id, new.params)
+    await _put_tags(connection, new.run_id, new.tags)
+    if RUN_NAME_TAG in new.tags:
+        name = new.tags[RUN_NAME_TAG]
+        await connection.execute(update(run).where(run.c.run_id == new.run_id).values(name=name))
+    return ref
 
 
 async def load_runs(connection: AsyncConnection, run_ids: Sequence[str]) -> list[Run]:

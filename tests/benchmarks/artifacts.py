@@ -12,7 +12,8 @@ from pathlib import Path
 
 import httpx
 
-from mlplat.sdk.client import ARTIFACTS, Client
+from mlplat.sdk.client import Client
+from mlplat.sdk.files import ARTIFACTS
 from tests.benchmarks.result import Result
 from tests.platform import Platform
 

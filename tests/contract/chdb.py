@@ -9,13 +9,16 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from functools import cache
 
 import pyarrow as pa
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mlplat.db.lease import LeaseKeeper
-from mlplat.metrics.model import Point, encode, points_table
+from mlplat.db.tables import experiment, run
+from mlplat.metrics.model import Point, encode, points_table, with_experiments
 from mlplat.metrics.queries import Statement
 from mlplat.metrics.service import MetricService
 from mlplat.metrics.store import MetricStore
@@ -55,6 +58,7 @@ async def abandon(service: MetricService) -> None:
         if task is not None:
             task.cancel()
     await asyncio.gather(*(task for task in tasks if task is not None), return_exceptions=True)
+    await service._log.disconnect()
 
 
 def unique(prefix: str) -> str:
@@ -67,9 +71,30 @@ def unique_number() -> int:
     return random.getrandbits(50)
 
 
-def batch(experiment_id: int, run_id: str, points: Iterable[Point]) -> bytes:
+def batch(run_id: str, points: Iterable[Point]) -> bytes:
     """A batch as clients send it."""
-    return encode(points_table(experiment_id, run_id, points))
+    return encode(points_table(run_id, points))
+
+
+def stored(experiment_id: int, run_id: str, points: Iterable[Point]) -> pa.Table:
+    """Points as the metric store takes them."""
+    return with_experiments(points_table(run_id, points), {run_id: experiment_id})
+
+
+async def new_run(engine: AsyncEngine, experiment_id: int = 1) -> str:
+    """A run that points may be written to."""
+    run_id = unique("run")
+    now = datetime.now(UTC)
+    new_experiment = insert(experiment).values(
+        experiment_id=experiment_id, name=str(experiment_id), artifact_location="x", created_at=now, updated_at=now
+    )
+    async with engine.begin() as connection:
+        await connection.execute(new_experiment.on_conflict_do_nothing())
+        await connection.execute(
+            insert(run).values(run_id=run_id, experiment_id=experiment_id, name=run_id, status="RUNNING", user_id="",
+                               artifact_uri="x", started_at=now)
+        )  # fmt: skip
+    return run_id
 
 
 def as_table(body: bytes) -> pa.Table:

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mlplat.db.engine import open_engine
 from mlplat.db.lease import Lease, LeaseKeeper, acquire, release, renew, try_acquire
-from mlplat.db.tables import lease, metric_log
+from mlplat.db.tables import lease, metric_flush
 from mlplat.errors import Fenced
 from mlplat.settings import embedded_postgres_url
 from tests.contract.waiting import until
@@ -132,7 +132,7 @@ async def test_a_take_over_waits_for_an_open_write_of_the_old_epoch(engine: Asyn
             take_over = asyncio.create_task(try_acquire(engine, "a", "h1", LONG_S))
             await until(lambda: _somebody_waits(engine))
             assert not take_over.done()
-            await connection.execute(insert(metric_log).values(shard="a", seq=1, points=0, body=b""))
+            await connection.execute(insert(metric_flush).values(shard="a", seq=1))
         taken = await asyncio.wait_for(take_over, 10)
     assert taken is not None
     assert taken.epoch == old.epoch + 1
@@ -148,11 +148,10 @@ async def _write_until_fenced(engine: AsyncEngine, held: Lease, writer: int, sta
     """Inserts rows with the fence in the statement itself; returns how many went in before the fence closed."""
     for number in range(100_000):
         fence = held.holds().subquery()
-        seq = held.epoch * 10_000_000 + writer * 1_000_000 + number
-        row = select(literal("leak"), literal(seq), literal(held.epoch), literal(b"")).select_from(fence)
-        statement = insert(metric_log).from_select(["shard", "seq", "points", "body"], row)
+        row = select(literal(f"{held.epoch}/{writer}/{number}"), literal(held.epoch)).select_from(fence)
+        statement = insert(metric_flush).from_select(["shard", "seq"], row)
         async with engine.begin() as connection:
-            if (await connection.execute(statement.returning(metric_log.c.seq))).first() is None:
+            if (await connection.execute(statement.returning(metric_flush.c.seq))).first() is None:
                 return number
         started.set()
     raise AssertionError("the fence never closed")
@@ -161,11 +160,11 @@ async def _write_until_fenced(engine: AsyncEngine, held: Lease, writer: int, sta
 async def _check_until_fenced(engine: AsyncEngine, held: Lease, writer: int, started: asyncio.Event) -> int:
     """Inserts rows after ``check`` in the same transaction; returns how many went in before the fence closed."""
     for number in range(100_000):
-        seq = held.epoch * 10_000_000 + writer * 1_000_000 + number
+        name = f"{held.epoch}/{writer}/{number}"
         try:
             async with engine.begin() as connection:
                 await held.check(connection)
-                await connection.execute(insert(metric_log).values(shard="leak", seq=seq, points=held.epoch, body=b""))
+                await connection.execute(insert(metric_flush).values(shard=name, seq=held.epoch))
         except Fenced:
             return number
         started.set()
@@ -173,7 +172,7 @@ async def _check_until_fenced(engine: AsyncEngine, held: Lease, writer: int, sta
 
 
 async def _rows_of(engine: AsyncEngine, epoch: int) -> int:
-    query = select(func.count()).where(metric_log.c.shard == "leak", metric_log.c.points == epoch)
+    query = select(func.count()).select_from(metric_flush).where(metric_flush.c.seq == epoch)
     async with engine.connect() as connection:
         return int((await connection.execute(query)).scalar_one())
 

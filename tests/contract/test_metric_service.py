@@ -21,11 +21,12 @@ from tests.contract.chdb import (
     another_store,
     as_table,
     batch,
+    new_run,
     new_service,
     shared_store,
+    stored,
     stored_points,
     unique,
-    unique_number,
 )
 from tests.contract.waiting import until
 
@@ -35,6 +36,11 @@ Starter = Callable[..., Awaitable[MetricService]]
 @pytest.fixture
 def shard() -> str:
     return unique("shard")
+
+
+@pytest.fixture
+async def run(engine: AsyncEngine) -> str:
+    return await new_run(engine)
 
 
 @pytest.fixture
@@ -61,31 +67,31 @@ def _points(count: int, step: int = 0) -> list[Point]:
     return [Point("m", float(index), 1_000 + index, step + index) for index in range(count)]
 
 
-async def test_a_query_sees_what_was_acknowledged_before_it(start: Starter) -> None:
-    service, run = await start(), unique("run")
+async def test_a_query_sees_what_was_acknowledged_before_it(start: Starter, run: str) -> None:
+    service = await start()
     for step in range(5):
-        assert await service.append(batch(1, run, [Point("m", step / 10, 7, step)])) == 1
+        assert await service.append(batch(run, [Point("m", step / 10, 7, step)])) == 1
         rows = as_table(await service.query(queries.history(run, "m", 100))).to_pylist()
         assert [(row["step"], row["value"]) for row in rows] == [(done, done / 10) for done in range(step + 1)]
 
 
-async def test_what_was_flushed_leaves_the_log(start: Starter, engine: AsyncEngine, shard: str) -> None:
-    service, run = await start(), unique("run")
-    await asyncio.gather(*(service.append(batch(1, run, _points(10, 100 * index))) for index in range(10)))
+async def test_what_was_flushed_leaves_the_log(start: Starter, engine: AsyncEngine, shard: str, run: str) -> None:
+    service = await start()
+    await asyncio.gather(*(service.append(batch(run, _points(10, 100 * index))) for index in range(10)))
     await service.barrier()
     last, flushed = await MetricLog(engine, shard).positions()
     assert last == flushed > 0
-    assert await MetricLog(engine, shard).read_after(0, 10) == []
+    assert await MetricLog(engine, shard).read_after(flushed, 10) == []
     assert service.lag() == "0"
     assert service.stats()["cached_bytes"] == 0
 
 
 async def test_concurrent_small_batches_are_all_acknowledged_and_counted_once(
-    start: Starter, engine: AsyncEngine, shard: str
+    start: Starter, engine: AsyncEngine, shard: str, run: str
 ) -> None:
-    service, run = await start(), unique("run")
+    service = await start()
     answers = await asyncio.gather(
-        *(service.append(batch(1, run, _points(1 + index % 5, 10 * index))) for index in range(400))
+        *(service.append(batch(run, _points(1 + index % 5, 10 * index))) for index in range(400))
     )
     assert answers == [1 + index % 5 for index in range(400)]
     row = as_table(await service.query(stored_points(run))).to_pylist()[0]
@@ -96,9 +102,9 @@ async def test_concurrent_small_batches_are_all_acknowledged_and_counted_once(
     assert (await MetricLog(engine, shard).positions())[0] == stats["groups"]
 
 
-async def test_a_batch_that_is_sent_twice_counts_once(start: Starter) -> None:
-    service, run = await start(), unique("run")
-    body = batch(1, run, _points(20))
+async def test_a_batch_that_is_sent_twice_counts_once(start: Starter, run: str) -> None:
+    service = await start()
+    body = batch(run, _points(20))
     await asyncio.gather(service.append(body), service.append(body))
     await service.append(body)
     assert await _count(service, run) == 20
@@ -112,7 +118,6 @@ async def test_an_empty_batch_is_fine_and_writes_nothing(start: Starter, engine:
 
 def _table(**replaced: pa.Array) -> pa.Table:
     columns = {
-        "experiment_id": pa.array([1], pa.int64()),
         "run_id": pa.array(["r"], pa.string()),
         "key": pa.array(["k"], pa.string()),
         "step": pa.array([0], pa.int64()),
@@ -131,7 +136,7 @@ def _table(**replaced: pa.Array) -> pa.Table:
         (encode(_table())[:-40], "not an Arrow IPC stream"),
         (encode(_table().drop_columns(["step"])), "have the columns"),
         (encode(_table(extra=pa.array([1]))), "have the columns"),
-        (encode(_table().select(["run_id", "experiment_id", "key", "step", "timestamp", "value"])), "have the columns"),
+        (encode(_table().select(["key", "run_id", "step", "timestamp", "value"])), "have the columns"),
         (encode(_table(value=pa.array(["a"]))), "wrong type"),
         (encode(_table(step=pa.array([1.5]))), "wrong type"),
         (encode(_table(step=pa.array([2**64 - 1], pa.uint64()))), "wrong type"),
@@ -150,8 +155,8 @@ async def test_a_malformed_batch_is_refused_and_writes_nothing(
     assert service.stats()["batches"] == 0
 
 
-async def test_types_that_lose_nothing_are_converted(start: Starter) -> None:
-    service, run = await start(), unique("run")
+async def test_types_that_lose_nothing_are_converted(start: Starter, run: str) -> None:
+    service = await start()
     body = encode(
         _table(
             run_id=pa.array([run]).dictionary_encode(),
@@ -167,12 +172,12 @@ async def test_types_that_lose_nothing_are_converted(start: Starter) -> None:
 
 
 async def test_a_restarted_shard_replays_everything_that_was_acknowledged(
-    start: Starter, engine: AsyncEngine, shard: str
+    start: Starter, engine: AsyncEngine, shard: str, run: str
 ) -> None:
-    first, run = await start(), unique("run")
+    first = await start()
     first._flusher.cancel()  # nothing reaches the metric store
-    answers = [await first.append(batch(1, run, _points(10, 100 * index))) for index in range(20)]
-    answers += await asyncio.gather(*(first.append(batch(1, run, _points(3, 10_000 + 10 * i))) for i in range(50)))
+    answers = [await first.append(batch(run, _points(10, 100 * index))) for index in range(20)]
+    answers += await asyncio.gather(*(first.append(batch(run, _points(3, 10_000 + 10 * i))) for i in range(50)))
     last, flushed = await MetricLog(engine, shard).positions()
     assert (last, flushed) == (first.stats()["groups"], 0)
     assert last > 20
@@ -186,13 +191,14 @@ async def test_a_restarted_shard_replays_everything_that_was_acknowledged(
 
 
 async def test_a_shard_that_died_between_insert_and_mark_counts_points_once(
-    start: Starter, engine: AsyncEngine, shard: str
+    start: Starter, engine: AsyncEngine, shard: str, run: str
 ) -> None:
-    first, run = await start(), unique("run")
+    first = await start()
     first._flusher.cancel()
-    await first.append(batch(1, run, _points(30)))
+    await first.append(batch(run, _points(30)))
     [group] = await MetricLog(engine, shard).read_after(0, 10)
-    another_store().insert(as_table(group.body))  # its last deed
+    assert group.points == 30
+    another_store().insert(stored(1, run, _points(30)))  # its last deed
     await abandon(first)
     second = await start()
     assert await _count(second, run) == 30
@@ -201,12 +207,11 @@ async def test_a_shard_that_died_between_insert_and_mark_counts_points_once(
 
 
 async def test_a_restarted_shard_goes_on_where_the_numbers_stopped(
-    start: Starter, engine: AsyncEngine, shard: str
+    start: Starter, engine: AsyncEngine, shard: str, run: str
 ) -> None:
-    run = unique("run")
     for life in range(3):
         service = await start()
-        await service.append(batch(1, run, _points(5, 10 * life)))
+        await service.append(batch(run, _points(5, 10 * life)))
         if life % 2:
             await service.barrier()
         await abandon(service)
@@ -215,44 +220,44 @@ async def test_a_restarted_shard_goes_on_where_the_numbers_stopped(
     assert await MetricLog(engine, shard).positions() == (3, 3)
 
 
-async def test_stopping_flushes_and_gives_the_shard_to_another_holder_at_once(start: Starter) -> None:
-    first, run = await start("h1"), unique("run")
-    await first.append(batch(1, run, _points(5)))
+async def test_stopping_flushes_and_gives_the_shard_to_another_holder_at_once(start: Starter, run: str) -> None:
+    first = await start("h1")
+    await first.append(batch(run, _points(5)))
     await first.stop()
     assert shared_store().query(stored_points(run))["n"].to_pylist() == [5]
     with pytest.raises(Unavailable):
-        await first.append(batch(1, run, _points(5, 100)))
+        await first.append(batch(run, _points(5, 100)))
     second = await asyncio.wait_for(start("h2"), 10)
     assert second.stats()["replayed_groups"] == 0
     assert await _count(second, run) == 5
 
 
 async def test_a_shard_that_was_taken_over_acknowledges_and_writes_nothing(
-    start: Starter, engine: AsyncEngine, shard: str
+    start: Starter, engine: AsyncEngine, shard: str, run: str
 ) -> None:
-    old, run, lost = await start(), unique("run"), unique("lost")
-    await old.append(batch(1, run, _points(5)))
+    old, lost = await start(), await new_run(engine)
+    await old.append(batch(run, _points(5)))
     new = await start()
     answers = await asyncio.gather(
-        *(old.append(batch(1, lost, _points(3, 10 * index))) for index in range(5)), return_exceptions=True
+        *(old.append(batch(lost, _points(3, 10 * index))) for index in range(5)), return_exceptions=True
     )
     assert all(isinstance(answer, Fenced) for answer in answers)
     assert old._lease.lost.is_set()
     with pytest.raises(Unavailable):
-        await old.append(batch(1, lost, _points(3)))
-    await new.append(batch(1, run, _points(5, 100)))
+        await old.append(batch(lost, _points(3)))
+    await new.append(batch(run, _points(5, 100)))
     assert (await _count(new, run), await _count(new, lost)) == (10, 0)
     assert await MetricLog(engine, shard).positions() == (2, 2)
 
 
-async def test_appends_that_race_a_take_over_are_either_fenced_or_kept(start: Starter) -> None:
-    old, run = await start(), unique("run")
+async def test_appends_that_race_a_take_over_are_either_fenced_or_kept(start: Starter, run: str) -> None:
+    old = await start()
     acknowledged: list[int] = []
 
     async def writer(number: int) -> None:
         for index in range(10_000):
             try:
-                acknowledged.append(await old.append(batch(1, run, [Point("m", 1.0, number, index)])))
+                acknowledged.append(await old.append(batch(run, [Point("m", 1.0, number, index)])))
             except Unavailable:
                 return
 
@@ -280,16 +285,16 @@ class FailingStore(MetricStore):
 
 
 async def test_appends_go_on_while_the_metric_store_is_away_and_reads_wait(
-    engine: AsyncEngine, shard: str, monkeypatch: pytest.MonkeyPatch
+    engine: AsyncEngine, shard: str, monkeypatch: pytest.MonkeyPatch, run: str
 ) -> None:
     monkeypatch.setattr("mlplat.metrics.service.RETRY_S", 0.05)
-    store, run, experiment = FailingStore(another_store()._url), unique("run"), unique_number()
+    store = FailingStore(another_store()._url)
     shared_store()
     service = MetricService(engine, store, LeaseKeeper(engine, shard, "holder", 60.0), shard)
     await service.start()
     try:
-        assert await service.append(batch(experiment, run, _points(5))) == 5
-        assert await service.append(batch(experiment, run, _points(5, 100))) == 5
+        assert await service.append(batch(run, _points(5))) == 5
+        assert await service.append(batch(run, _points(5, 100))) == 5
         with pytest.raises(Unavailable, match="2 groups behind"):
             await service.barrier(timeout_s=0.2)
         assert service.lag() == "2 groups"

@@ -10,10 +10,10 @@ import pytest
 
 from mlplat.errors import Unavailable
 from mlplat.metrics import queries
-from mlplat.metrics.model import Point, points_table
+from mlplat.metrics.model import Point
 from mlplat.metrics.queries import Statement
 from mlplat.metrics.store import MetricStore
-from tests.contract.chdb import another_store, stored_points, unique, unique_number
+from tests.contract.chdb import another_store, stored, stored_points, unique, unique_number
 
 INF = math.inf
 NAN = math.nan
@@ -29,7 +29,7 @@ class Probe:
         self.run = unique("run")
 
     def write(self, *points: Point, run: str | None = None) -> None:
-        self.store.insert(points_table(self.experiment, run or self.run, points))
+        self.store.insert(stored(self.experiment, run or self.run, points))
 
     def latest(self, key: str = "m", run: str | None = None) -> tuple[float, int, int]:
         rows = self.store.query(queries.latest([self.experiment], [run or self.run])).to_pylist()

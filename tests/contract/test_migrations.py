@@ -13,10 +13,13 @@ from alembic.migration import MigrationContext
 from sqlalchemy import inspect, text
 
 from cluster.postgres import EmbeddedPostgres
-from mlplat.db.engine import open_sync_engine
+from mlplat.db.engine import open_engine, open_sync_engine
 from mlplat.db.migrate import head_revision, migrate
 from mlplat.db.tables import metadata
 from mlplat.errors import BringUpError
+from mlplat.metrics.log import MetricLog
+from mlplat.metrics.model import Point, decode, encode, points_table
+from mlplat.metrics.record import unpack
 from mlplat.settings import embedded_postgres_url
 
 
@@ -82,6 +85,23 @@ def test_migrating_again_changes_nothing(empty_database_url: str) -> None:
     assert migrate(empty_database_url) == head_revision()
     assert sorted(_run(empty_database_url, tables), key=str) == before
     assert _run(empty_database_url, "SELECT epoch FROM lease") == [(7,)]
+
+
+async def test_points_in_the_log_of_the_first_schema_outlive_the_migration(empty_database_url: str) -> None:
+    migrate(empty_database_url, "0001")
+    old = points_table("r", [Point("m", 0.5, 7, 1), Point("m", 0.6, 8, 2)])
+    body = encode(old.add_column(0, "experiment_id", [[1, 1]]), "zstd")
+    _run(empty_database_url, f"INSERT INTO metric_log VALUES ('shard', 5, 2, '\\x{body.hex()}')")
+    migrate(empty_database_url)
+    engine = open_engine(empty_database_url, "tests", pool_size=1)
+    try:
+        log = MetricLog(engine, "shard")
+        await log.prepare()
+        assert await log.positions() == (5, 0)
+        [group] = await log.read_after(0, 10)
+    finally:
+        await engine.dispose()
+    assert [decode(batch).to_pylist() for batch in unpack(group.body)] == [old.to_pylist()]
 
 
 def test_concurrent_migrations_of_one_empty_database_all_succeed(empty_database_url: str) -> None:

@@ -14,14 +14,14 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mlplat.errors import InvalidInput
-from mlplat.metrics.model import Point, points_table
+from mlplat.metrics.model import Point
 from mlplat.metrics.queries import Statement
 from mlplat.metrics.store import MetricStore
 from mlplat.tracking.experiments import ExperimentStore
 from mlplat.tracking.model import RunStatus, ViewType, to_ms
 from mlplat.tracking.run_search import FoundRun, search_runs
 from mlplat.tracking.runs import RunStore
-from tests.contract.chdb import unique, unique_number
+from tests.contract.chdb import stored, unique, unique_number
 from tests.contract.databases import own_database
 
 START = datetime(2025, 1, 1, tzinfo=UTC)
@@ -125,7 +125,7 @@ async def _build(engine: AsyncEngine, metric_store: MetricStore) -> Dataset:
         points = [Point(key, value, 1, 2) for key, value in spec.metrics.items()]
         points += [Point(key, 0.55, 1, 1) for key in spec.metrics]  # an earlier value, which must not count
         if points:
-            metric_store.insert(points_table(experiment, run_id, points))
+            metric_store.insert(stored(experiment, run_id, points))
     await runs.set_deleted(ids["x"], True)
     return Dataset(runs, Reader(metric_store), inside, outside, ids)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ from mlplat.registry.store import RegistryStore
 from mlplat.sdk.process import this_process
 from mlplat.tracking.experiments import ExperimentStore
 from mlplat.tracking.heartbeats import HeartbeatStore
-from mlplat.tracking.runs import RunStore
+from mlplat.tracking.model import RunUpdate
+from mlplat.tracking.runs import RunStore, write_update
 from tests.contract.chdb import as_table, new_service, unique
 from tests.contract.databases import own_database
 from tests.http.served import Served
@@ -43,8 +45,11 @@ class Metrics:
     """One shard, answering tables."""
 
     def __init__(self, service: MetricService) -> None:
-        self.append = service.append
         self._service = service
+
+    async def append(self, batch: bytes, update: RunUpdate | None = None) -> int:
+        """As the shard's actor does."""
+        return await self._service.append(batch, None if update is None else partial(write_update, new=update))
 
     async def query(self, statement: Statement) -> pa.Table:
         """Rows of a read."""

@@ -55,9 +55,10 @@ class Served:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.requests.append(scope["path"])
         if self.mood == "ok":
-            return await self.app(scope, receive, send)
+            await self.app(scope, receive, send)
+            return
         if self.mood == "hangs":
             await asyncio.sleep(60)
         status = 503 if self.mood == "refuses" else 500
         answer: Any = PlainTextResponse("somebody else's words", status_code=status)
-        return await answer(scope, receive, send)
+        await answer(scope, receive, send)

@@ -49,7 +49,7 @@ async def test_an_arrow_batch_is_counted_and_shows_in_its_run(http: httpx.AsyncC
     experiment = await mlflow.experiment()
     run_id = await mlflow.run(experiment)
     points = [Point("loss", 1 / (step + 1), 1_000 + step, step) for step in range(2_000)]
-    body = batch(int(experiment), run_id, points)
+    body = batch(run_id, points)
     for _repeat in range(2):
         response = await http.post("/api/v1/metrics", content=body)
         assert (response.status_code, response.json()) == (200, {"points": 2_000})
@@ -60,7 +60,7 @@ async def test_an_arrow_batch_is_counted_and_shows_in_its_run(http: httpx.AsyncC
 
 async def test_concurrent_batches_are_all_there(http: httpx.AsyncClient, mlflow: MLflow) -> None:
     run_id = await mlflow.run()
-    bodies = [batch(0, run_id, [Point("m", 1.0, 1, 3 * number + i) for i in range(3)]) for number in range(60)]
+    bodies = [batch(run_id, [Point("m", 1.0, 1, 3 * number + i) for i in range(3)]) for number in range(60)]
     answers = await asyncio.gather(*(http.post("/api/v1/metrics", content=body) for body in bodies))
     assert {answer.status_code for answer in answers} == {200}
     history = await mlflow.call("GET", "metrics/get-history", run_id=run_id, metric_key="m")
@@ -72,7 +72,7 @@ async def test_concurrent_batches_are_all_there(http: httpx.AsyncClient, mlflow:
     [
         (b"", "not an Arrow IPC stream"),
         (b'{"run_id": "x"}', "not an Arrow IPC stream"),
-        (batch(0, "r", [Point("m", 1.0, 1, 1)])[:-30], "not an Arrow IPC stream"),
+        (batch("r", [Point("m", 1.0, 1, 1)])[:-30], "not an Arrow IPC stream"),
         (encode(pa.table({"run_id": ["x"]})), "have the columns"),
     ],
 )

@@ -14,7 +14,7 @@ def group(seq: int, points: int = 1, weight: int = 10) -> Cached[str]:
 
 
 def filled(*seqs: int, flushed: int = 0, max_weight: int = 100) -> FlushBuffer[str]:
-    buffer: FlushBuffer[str] = FlushBuffer(flushed, max_weight)
+    buffer: FlushBuffer[str] = FlushBuffer(flushed, flushed, max_weight)
     for seq in seqs:
         buffer.add(group(seq))
     return buffer
@@ -42,7 +42,7 @@ def test_looking_at_a_batch_takes_nothing_away() -> None:
 
 
 def test_a_batch_has_at_most_the_points_asked_for_but_at_least_one_group() -> None:
-    buffer: FlushBuffer[str] = FlushBuffer(0, 1_000)
+    buffer: FlushBuffer[str] = FlushBuffer(0, 0, 1_000)
     for seq, points in ((1, 5), (2, 5), (3, 1)):
         buffer.add(group(seq, points))
     assert seqs(buffer.next_batch(3)) == [1]
@@ -78,7 +78,7 @@ def test_after_a_gap_nothing_is_cached_until_the_log_was_read_up() -> None:
 
 
 def test_a_group_larger_than_the_buffer_is_left_to_the_log() -> None:
-    buffer: FlushBuffer[str] = FlushBuffer(0, 5)
+    buffer: FlushBuffer[str] = FlushBuffer(0, 0, 5)
     buffer.add(group(1))
     assert (buffer.lag, buffer.weight, buffer.next_batch(1)) == (1, 0, [])
 
@@ -103,7 +103,7 @@ def test_the_mark_never_moves_back() -> None:
     st.lists(st.tuples(st.sampled_from(["add", "flush"]), st.integers(1, 9), st.integers(1, 30)), max_size=60),
 )
 def test_every_group_is_flushed_once_and_in_order(max_weight: int, actions: list[tuple[str, int, int]]) -> None:
-    buffer: FlushBuffer[str] = FlushBuffer(0, max_weight)
+    buffer: FlushBuffer[str] = FlushBuffer(0, 0, max_weight)
     log: dict[int, Cached[str]] = {}
     stored: list[int] = []
     for action, points, weight in actions:

@@ -98,6 +98,9 @@ def test_the_url_has_no_trailing_slash_and_wins_over_the_port(monkeypatch: pytes
         ("ARTIFACTS_URL", "/srv/artifacts"),
         ("ARTIFACTS_URL", "file://relative"),
         ("ARTIFACTS_URL", "gs://bucket"),
+        ("CAPTURE", "maybe"),
+        ("CAPTURE_SYSTEM_INTERVAL_S", "0"),
+        ("CAPTURE_NODE", "a/b"),
     ],
 )
 def test_a_bad_setting_is_refused_by_its_name(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,12 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlplat.errors import InvalidInput
+from mlplat.keys import MAX_KEY_LENGTH, check_key
 from mlplat.tracking.model import (
-    MAX_KEY_LENGTH,
     MAX_NAME_LENGTH,
     MAX_PARAM_LENGTH,
     MAX_TAG_LENGTH,
-    check_key,
     check_name,
     cut_param,
     cut_tag,

@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import msgspec
+import pyarrow as pa
 
 from mlplat.errors import InvalidInput
 from mlplat.http.mlflow.endpoint import Answer, Endpoint, parse_double, require
 from mlplat.http.mlflow.experiments import Tag
 from mlplat.http.mlflow.runs import ById, run_id_of
 from mlplat.http.services import Services
-from mlplat.metrics.model import Point, encode, points_table
+from mlplat.keys import check_key
+from mlplat.metrics.model import columns_table, encode
 from mlplat.tracking.model import (
     MAX_BATCH_METRICS,
     MAX_BATCH_PARAMS,
     MAX_BATCH_TAGS,
     MAX_BATCH_TOTAL,
-    check_key,
+    RunUpdate,
     from_ms,
     unique_params,
 )
@@ -56,31 +58,39 @@ class LogBatch(ById):
     tags: list[Tag] = msgspec.field(default_factory=list)
 
 
-def _points(metrics: Sequence[Metric | LogMetric]) -> list[Point]:
-    points = []
-    for metric in metrics:
-        check_key("metric", metric.key)
-        value = parse_double("value", metric.value)
-        if metric.timestamp is None:
-            raise InvalidInput("Missing value for required parameter 'timestamp'.")
-        from_ms(metric.timestamp)
-        if not -(2**63) <= metric.step < 2**63:
-            raise InvalidInput(f"Invalid value {metric.step} for parameter 'step' supplied: out of range.")
-        points.append(Point(metric.key, value, metric.timestamp, metric.step))
-    return points
+def _metrics_batch(run_id: str, metrics: Sequence[Metric | LogMetric]) -> bytes:
+    """The points as an Arrow batch; the shard checks the rest of what can be wrong with them."""
+    keys = [metric.key for metric in metrics]
+    for key in set(keys):
+        check_key("metric", key)
+    timestamps = [metric.timestamp for metric in metrics if metric.timestamp is not None]
+    if len(timestamps) < len(metrics):
+        raise InvalidInput("Missing value for required parameter 'timestamp'.")
+    values = [
+        metric.value if type(metric.value) is float else parse_double("value", metric.value) for metric in metrics
+    ]
+    try:
+        table = columns_table(run_id, keys, [metric.step for metric in metrics], timestamps, values)
+    except (OverflowError, pa.ArrowInvalid) as error:  # numbers of more than 64 bits
+        for metric in metrics:
+            from_ms(metric.timestamp or 0)
+        raise InvalidInput("Invalid value for parameter 'step' supplied: out of range.") from error
+    return encode(table)
 
 
-async def _append(services: Services, experiment_id: int, run_id: str, points: list[Point]) -> None:
-    if points:
-        await services.metrics.append(encode(points_table(experiment_id, run_id, points)))
+def _update(run_id: str, params: Sequence[Tag], tags: Sequence[Tag]) -> RunUpdate:
+    for tag in tags:
+        check_key("tag", tag.key)
+    return RunUpdate(
+        run_id,
+        unique_params([(param.key, param.value) for param in params]),
+        {tag.key: tag.value for tag in tags},
+    )
 
 
 async def log_metric(services: Services, request: LogMetric) -> Answer:
     """POST runs/log-metric"""
-    run_id = run_id_of(request)
-    points = _points([request])
-    ref = await services.runs.require_active(run_id)
-    await _append(services, ref.experiment_id, run_id, points)
+    await services.metrics.append(_metrics_batch(run_id_of(request), [request]))
     return {}
 
 
@@ -104,7 +114,7 @@ async def delete_tag(services: Services, request: LogPair) -> Answer:
 
 
 async def log_batch(services: Services, request: LogBatch) -> Answer:
-    """POST runs/log-batch"""
+    """POST runs/log-batch: all of it or nothing."""
     run_id = run_id_of(request)
     counts = (len(request.metrics), len(request.params), len(request.tags))
     for what, count, limit in zip(
@@ -115,12 +125,12 @@ async def log_batch(services: Services, request: LogBatch) -> Answer:
     ):
         if count > limit:
             raise InvalidInput(f"A batch logging request can contain at most {limit} {what}. Got {count}.")
-    points = _points(request.metrics)
-    params = unique_params([(param.key, param.value) for param in request.params])
-    for tag in request.tags:
-        check_key("tag", tag.key)
-    ref = await services.runs.log(run_id, params, {tag.key: tag.value for tag in request.tags})
-    await _append(services, ref.experiment_id, run_id, points)
+    update = _update(run_id, request.params, request.tags)
+    if request.metrics:
+        has_update = bool(update.params or update.tags)
+        await services.metrics.append(_metrics_batch(run_id, request.metrics), update if has_update else None)
+    else:
+        await services.runs.log(run_id, update.params, update.tags)
     return {}
 
 

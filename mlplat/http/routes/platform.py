@@ -43,8 +43,8 @@ def router(services: Services) -> APIRouter:
 
     @api.post("/api/v1/metrics")
     async def append_metrics(request: Request) -> Appended:
-        """Appends metric points: an Arrow IPC stream with the columns experiment_id, run_id, key, step,
-        timestamp (ms) and value. Answers when the points are durable."""
+        """Appends metric points: an Arrow IPC stream with the columns run_id, key, step, timestamp (ms) and
+        value. Answers when the points are durable."""
         return Appended(points=await services.metrics.append(await read_body(request, MAX_BATCH_BYTES)))
 
     @api.post("/api/v1/blobs")

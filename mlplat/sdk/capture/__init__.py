@@ -1,0 +1,1 @@
+"""What a run records by itself: code, environment, console and system metrics."""

@@ -1,0 +1,146 @@
+"""Metrics from inside the cluster: Arrow batches straight to the shard's actor, and their way into the store."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import ray
+
+from mlplat.metrics.model import columns_table, concat, encode, with_experiments
+from mlplat.metrics.queries import CREATE_TABLES, Statement
+from mlplat.metrics.store import MetricStore
+from mlplat.runtime import METRIC_SHARD, NAMESPACE
+from mlplat.sdk.client import API, Client
+from tests.benchmarks.result import Result
+from tests.platform import ROOT, Platform
+
+PRODUCERS = 4
+BATCH = 10_000
+KEYS = 10
+SECONDS = 6
+RAW_POINTS = 100_000
+RAW_INSERTS = 12
+
+
+def run(platform: Platform) -> Iterator[Result]:
+    """Yields the figures, on a running platform."""
+    raw = float(_script("raw", timeout_s=120))
+    client = Client(platform.url)
+    run_ids = [
+        client.post(f"{API}/runs/create", {"experiment_id": "0", "start_time": 1})["run"]["info"]["run_id"]
+        for _ in range(PRODUCERS)
+    ]
+    found = json.loads(_script("produce", json.dumps(run_ids), timeout_s=240, **platform.ray_environment))
+    name = f"in-cluster, {BATCH:,} points a batch, {PRODUCERS} producers"
+    yield Result(f"{name}: acknowledged", found["acknowledged"], "points/s", raw, ">= 2000000")
+    yield Result(f"{name}: drained", found["drained"], "points/s", raw, f">= {raw / 2:.0f}")
+    yield Result(f"{name}: shard's memory before", found["rss_before_mb"], "MB")
+    yield Result(f"{name}: shard's memory at most", found["rss_peak_mb"], "MB", found["rss_before_mb"], "<= 1500")
+    assert found["counted"] == found["sent"], found
+
+
+def batch(run_id: str, number: int) -> pa.Table:
+    """``BATCH`` points of a run; batches of different numbers have different points."""
+    chosen = random.Random(number)
+    return columns_table(
+        run_id,
+        [f"m{i % KEYS}" for i in range(BATCH)],
+        [number * BATCH + i for i in range(BATCH)],
+        [1_700_000_000_000] * BATCH,
+        [chosen.random() for _ in range(BATCH)],
+    )
+
+
+def _script(*arguments: str, timeout_s: float, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks.in_cluster", *arguments],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def _raw() -> float:
+    """Points a second that chDB takes, in large inserts, with nothing else to do."""
+    folder = tempfile.mkdtemp(prefix="mlb-raw-", dir="/tmp")
+    try:
+        store = MetricStore(f"chdb://{folder}/chdb")
+        store._call("command", CREATE_TABLES[0])
+        per_insert = RAW_POINTS // BATCH
+        tables = [
+            with_experiments(concat([batch(f"{b:032}", n * per_insert + b) for b in range(per_insert)]),
+                             {f"{b:032}": 1 for b in range(per_insert)})
+            for n in range(RAW_INSERTS)
+        ]  # fmt: skip
+        store._call("insert_arrow", "metric_points", tables[0])
+        began = time.perf_counter()
+        for table in tables[1:]:
+            store._call("insert_arrow", "metric_points", table)
+        seconds = time.perf_counter() - began
+        store.close()
+    finally:
+        shutil.rmtree(folder)
+    return RAW_POINTS * (RAW_INSERTS - 1) / seconds
+
+
+def _produce(run_ids: list[str]) -> dict[str, float]:
+    """Four producers, each sending its next batch when the last one is acknowledged, and the drain behind them."""
+    ray.init(namespace=NAMESPACE, log_to_driver=False)
+    shard: Any = ray.get_actor(METRIC_SHARD, namespace=NAMESPACE)
+    process = psutil.Process(ray.get(shard.health.remote())["pid"])
+    before = ray.get(shard.stats.remote())["flushed_points"]
+    rss_before = peak = process.memory_info().rss
+
+    @ray.remote(num_cpus=0.5)
+    def produce(run_id: str, deadline: float) -> int:
+        target: Any = ray.get_actor(METRIC_SHARD, namespace=NAMESPACE)
+        bodies = [encode(batch(run_id, number)) for number in range(64)]
+        sent = 0
+        while time.time() < deadline:
+            ray.get(target.append.remote(bodies[sent % len(bodies)]))
+            sent += 1
+        return sent
+
+    ray.get([produce.remote(run_id, 0.0) for run_id in run_ids])  # the workers are there
+    began = time.time()
+    sending = [produce.remote(run_id, began + SECONDS) for run_id in run_ids]
+    while len(ray.wait(sending, num_returns=len(sending), timeout=0.1)[0]) < len(sending):
+        peak = max(peak, process.memory_info().rss)
+    acknowledged_at, sent = time.time(), ray.get(sending)
+    stats: Any = shard.stats
+    while ray.get(stats.remote())["lag_groups"]:
+        peak = max(peak, process.memory_info().rss)
+        time.sleep(0.02)
+    drained_at = time.time()
+    stored = ray.get(shard.stats.remote())["flushed_points"] - before
+    query = Statement("SELECT count() AS n FROM metric_points FINAL WHERE run_id IN {r:Array(String)}", {"r": run_ids})
+    with pa.ipc.open_stream(ray.get(shard.query.remote(query))) as reader:
+        counted = reader.read_all()["n"][0].as_py()
+    return {
+        "acknowledged": sum(sent) * BATCH / (acknowledged_at - began),
+        "drained": stored / (drained_at - began),
+        "rss_before_mb": rss_before / 1e6,
+        "rss_peak_mb": peak / 1e6,
+        "sent": sum(min(batches, 64) for batches in sent) * BATCH,
+        "counted": counted,
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(_produce(json.loads(sys.argv[2]))) if sys.argv[1] == "produce" else _raw())
