@@ -119,7 +119,7 @@ def sync_command(
 ) -> None:
     """Send what runs could not send while the platform was away, or kept back in offline mode.
 
-    Files of processes that still run are theirs to send, except in offline mode: those are sent when the process ends.
+    What a process that still runs has kept is its own to send; an offline run's is sent once its process has ended.
     """
     settings = Settings()
     while True:

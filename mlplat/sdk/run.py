@@ -82,7 +82,8 @@ class Run:
         self._finished: Finished | None = None
         self._capture: Recorder | None = None
         self._tables: dict[str, str] = {}
-        outbox.pulse.add(run_id)
+        if not outbox.offline:
+            outbox.pulse.add(run_id)
         if owner:
             this_process().enter(self)
 
