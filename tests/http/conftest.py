@@ -205,6 +205,7 @@ async def served(stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     await served.start()
     monkeypatch.setenv("MLPLAT_URL", served.url)
     monkeypatch.setenv("MLPLAT_SPOOL_DIR", str(tmp_path / "spool"))
+    monkeypatch.setenv("MLPLAT_CAPTURE", "false")  # tests of recording have their own; here every point counts
     yield served
     await asyncio.to_thread(this_process().close)
     await served.stop()
