@@ -19,8 +19,10 @@ from mlplat.pipelines.store import PipelineStore
 from mlplat.registry.store import RegistryStore
 from mlplat.runtime import GATEWAY_DEPLOYMENT
 from mlplat.settings import PlatformConfig
+from mlplat.tracking.datasets import DatasetStore
 from mlplat.tracking.experiments import ExperimentStore
 from mlplat.tracking.heartbeats import HeartbeatStore
+from mlplat.tracking.logged_models import LoggedModelStore
 from mlplat.tracking.runs import RunStore
 
 POOL_SIZE = 16
@@ -37,6 +39,8 @@ def gateway(config: PlatformConfig, replicas: int = 1) -> Any:
             experiments=ExperimentStore(engine, ARTIFACT_ROOT),
             runs=RunStore(engine),
             heartbeats=HeartbeatStore(engine),
+            datasets=DatasetStore(engine),
+            logged_models=LoggedModelStore(engine),
             metrics=MetricShardClient(),
             registry=RegistryStore(engine),
             registry_writer=RegistryClient(),

@@ -6,6 +6,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Computed,
     DateTime,
     ForeignKey,
     ForeignKeyConstraint,
@@ -17,9 +18,10 @@ from sqlalchemy import (
     SmallInteger,
     Table,
     Text,
+    UniqueConstraint,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSON, JSONB
+from sqlalchemy.dialects.postgresql import DOUBLE_PRECISION, JSON, JSONB
 
 metadata = MetaData(
     naming_convention={
@@ -35,6 +37,33 @@ _now = text("clock_timestamp()")
 
 def _time(name: str, *, nullable: bool = False, default: bool = False) -> Column[object]:
     return Column(name, DateTime(timezone=True), nullable=nullable, server_default=_now if default else None)
+
+
+#: Values of params and tags up to this many characters are searched in an index of their own; a btree entry
+#: cannot hold the longest ones.
+SHORT_VALUE = 256
+
+
+def number_sql(column: str) -> str:
+    """SQL for the number in a text column, NULL when it is none. The bounds keep the cast from overflowing."""
+    number = (
+        r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,2})?$|^[+-]?[0-9](\.[0-9]{0,17})?[eE][+-]?[12][0-9]{2}$"
+    )
+    infinity = "^[+-]?(inf|infinity)$"
+    return (
+        f"CASE WHEN length({column}) <= 200 AND ({column} ~ '{number}' OR {column} ~* '{infinity}') "
+        f"THEN ({column})::double precision END"
+    )
+
+
+def _value_indexes(table: str, owner: str) -> tuple[Index, Index]:
+    """Indexes that find the owners of a key by its value, without a look at the table."""
+    return (
+        Index(f"ix_{table}_short_value", "key", "value", postgresql_include=[owner],
+              postgresql_where=text(f"length(value) <= {SHORT_VALUE}")),
+        Index(f"ix_{table}_long_value", "key", postgresql_include=[owner],
+              postgresql_where=text(f"length(value) > {SHORT_VALUE}")),
+    )  # fmt: skip
 
 
 # -- leases ------------------------------------------------------------------------------------
@@ -83,7 +112,8 @@ run = Table(
     _time("ended_at", nullable=True),
     # Null: nobody promised heartbeats. Part of no index, so that a beat stays a heap-only update.
     _time("heartbeat_at", nullable=True),
-    Index(None, "experiment_id", text("started_at DESC"), "run_id"),
+    # The order of a search; with ``deleted`` in it a page is found without a look at the table.
+    Index(None, "experiment_id", text("started_at DESC"), "run_id", postgresql_include=["deleted"]),
     Index("ix_run_running", "run_id", postgresql_where=text("status = 'RUNNING'")),
 )
 
@@ -93,7 +123,11 @@ run_param = Table(
     Column("run_id", ForeignKey("run.run_id", ondelete="CASCADE"), primary_key=True),
     Column("key", Text, primary_key=True),
     Column("value", Text, nullable=False),
-)
+    Column("number", DOUBLE_PRECISION, Computed(number_sql("value"), persisted=True), nullable=True),
+    *_value_indexes("run_param", "run_id"),
+    Index("ix_run_param_number", "key", "number", postgresql_include=["run_id"],
+          postgresql_where=text("number IS NOT NULL")),
+)  # fmt: skip
 
 run_tag = Table(
     "run_tag",
@@ -101,8 +135,98 @@ run_tag = Table(
     Column("run_id", ForeignKey("run.run_id", ondelete="CASCADE"), primary_key=True),
     Column("key", Text, primary_key=True),
     Column("value", Text, nullable=False),
-    # Values can be 8,000 characters long, more than a btree entry holds.
-    Index("ix_run_tag_key_value", "key", text("left(value, 256)")),
+    *_value_indexes("run_tag", "run_id"),
+)
+
+# -- datasets and logged models ----------------------------------------------------------------
+
+dataset = Table(
+    "dataset",
+    metadata,
+    Column("dataset_id", BigInteger, Identity(), primary_key=True),
+    Column("experiment_id", ForeignKey("experiment.experiment_id", ondelete="CASCADE"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("source_type", Text, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("schema", Text, nullable=True),
+    Column("profile", Text, nullable=True),
+    UniqueConstraint("experiment_id", "name", "digest"),
+)
+
+run_input = Table(
+    "run_input",
+    metadata,
+    Column("run_id", ForeignKey("run.run_id", ondelete="CASCADE"), primary_key=True),
+    Column("dataset_id", ForeignKey("dataset.dataset_id", ondelete="CASCADE"), primary_key=True),
+    # Key → value; MLflow's context of the dataset is the tag mlflow.data.context.
+    Column("tags", JSONB, nullable=False, server_default=text("'{}'")),
+    # Inputs are answered in the order in which they were logged.
+    Column("position", BigInteger, Identity(), nullable=False),
+    Index(None, "dataset_id"),
+)
+
+logged_model = Table(
+    "logged_model",
+    metadata,
+    Column("model_id", Text, primary_key=True),
+    Column("experiment_id", ForeignKey("experiment.experiment_id", ondelete="CASCADE"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("artifact_location", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("model_type", Text, nullable=True),
+    # No foreign key: a model outlives the run that made it.
+    Column("source_run_id", Text, nullable=True),
+    Column("deleted", Boolean, nullable=False, server_default=text("false")),
+    _time("created_at"),
+    _time("updated_at"),
+    Index(None, "experiment_id", text("created_at DESC"), "model_id"),
+    Index(None, "source_run_id"),
+)
+
+logged_model_param = Table(
+    "logged_model_param",
+    metadata,
+    Column("model_id", ForeignKey("logged_model.model_id", ondelete="CASCADE"), primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("value", Text, nullable=False),
+)
+
+logged_model_tag = Table(
+    "logged_model_tag",
+    metadata,
+    Column("model_id", ForeignKey("logged_model.model_id", ondelete="CASCADE"), primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("value", Text, nullable=False),
+)
+
+logged_model_metric = Table(
+    "logged_model_metric",
+    metadata,
+    Column("model_id", ForeignKey("logged_model.model_id", ondelete="CASCADE"), primary_key=True),
+    # Hash of all the other columns: a point that is sent again is the same row.
+    Column("digest", LargeBinary, primary_key=True),
+    Column("run_id", ForeignKey("run.run_id", ondelete="CASCADE"), nullable=False),
+    Column("key", Text, nullable=False),
+    Column("value", DOUBLE_PRECISION, nullable=False),
+    Column("timestamp", BigInteger, nullable=False),
+    Column("step", BigInteger, nullable=False),
+    Column("dataset_name", Text, nullable=True),
+    Column("dataset_digest", Text, nullable=True),
+    Index(None, "model_id", "key"),
+    Index(None, "run_id"),
+)
+
+run_model = Table(
+    "run_model",
+    metadata,
+    Column("run_id", ForeignKey("run.run_id", ondelete="CASCADE"), primary_key=True),
+    # "input" or "output" of the run.
+    Column("direction", Text, primary_key=True),
+    Column("model_id", ForeignKey("logged_model.model_id", ondelete="CASCADE"), primary_key=True),
+    Column("step", BigInteger, nullable=False),
+    Column("position", BigInteger, Identity(), nullable=False),
+    Index(None, "model_id"),
 )
 
 # -- metrics -----------------------------------------------------------------------------------

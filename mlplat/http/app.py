@@ -12,7 +12,17 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mlplat.errors import PermissionDenied
 from mlplat.http.errors import error_response, install_error_handlers
-from mlplat.http.mlflow import artifacts, experiments, log_data, metric_history, registry, runs
+from mlplat.http.mlflow import (
+    artifacts,
+    datasets,
+    experiments,
+    listing,
+    log_data,
+    logged_models,
+    metric_history,
+    registry,
+    runs,
+)
 from mlplat.http.mlflow.endpoint import install
 from mlplat.http.routes import console, heartbeats, pipelines, platform
 from mlplat.http.services import Services
@@ -76,12 +86,16 @@ def create_app(services: Services, version: str) -> FastAPI:
     for endpoints in (
         experiments.ENDPOINTS,
         runs.ENDPOINTS,
+        datasets.ENDPOINTS,
+        logged_models.ENDPOINTS,
+        listing.ENDPOINTS,
         log_data.ENDPOINTS,
         metric_history.ENDPOINTS,
         registry.ENDPOINTS,
     ):
         install(app, services, endpoints)
     artifacts.install(app, services)
+    listing.install_files(app, services)
     app.include_router(pipelines.router(services))
     app.include_router(heartbeats.router(services))
     app.include_router(console.router(services))

@@ -47,13 +47,31 @@ async def decode_request(request: Request, kind: type[S]) -> S:
         body = await read_body(request, MAX_JSON_BYTES)
         if b"\\" in body and b"\\u0000" in body:  # the first test is a memchr
             raise InvalidInput("Invalid value: text may not contain NUL characters (\\u0000).")
-        return msgspec.json.decode(body or b"{}", type=kind, strict=False)
+        return _decode(body or b"{}", kind)
     except RecursionError as error:
         raise InvalidInput("The request body is nested too deeply.") from error
     except msgspec.ValidationError as error:
         raise InvalidInput(f"Invalid value: {error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidInput(f"The request body is not JSON: {error}") from error
+
+
+def _decode(body: bytes, kind: type[S]) -> S:
+    try:
+        return msgspec.json.decode(body, type=kind, strict=False)
+    except msgspec.ValidationError:
+        # To protobuf's JSON a null is a field that is not set; bodies with nulls are rare and may take longer.
+        if b"null" not in body:
+            raise
+        return msgspec.convert(_without_nulls(msgspec.json.decode(body)), kind, strict=False)
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    return value
 
 
 def _query(request: Request, kind: type[msgspec.Struct]) -> dict[str, Any]:

@@ -13,8 +13,10 @@ from mlplat.pipelines.model import Submission
 from mlplat.pipelines.store import PipelineStore
 from mlplat.registry.model import Command
 from mlplat.registry.store import RegistryStore
+from mlplat.tracking.datasets import DatasetStore
 from mlplat.tracking.experiments import ExperimentStore
 from mlplat.tracking.heartbeats import HeartbeatStore
+from mlplat.tracking.logged_models import LoggedModelStore
 from mlplat.tracking.model import RunUpdate
 from mlplat.tracking.runs import RunStore
 
@@ -62,6 +64,8 @@ class Services:
     experiments: ExperimentStore
     runs: RunStore
     heartbeats: HeartbeatStore
+    datasets: DatasetStore
+    logged_models: LoggedModelStore
     metrics: MetricsPort
     registry: RegistryStore
     registry_writer: RegistryPort

@@ -11,34 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 #: MLflow's comparators of a metric predicate; anything else never reaches a statement.
-COMPARATORS = frozenset({"=", "!=", ">", ">=", "<", "<="})
-
-CREATE_TABLES = (
-    """
-    CREATE TABLE IF NOT EXISTS metric_points (
-        experiment_id Int64,
-        run_id String,
-        key LowCardinality(String),
-        step Int64,
-        timestamp Int64,
-        value Float64
-    ) ENGINE = ReplacingMergeTree
-    ORDER BY (run_id, key, step, timestamp, value)
-    """,
-    # Every aggregate is idempotent: a replayed point changes nothing. They are plain columns, not states, so
-    # that FINAL reads them without a merge per group. `metrics.summary` makes the rows.
-    """
-    CREATE TABLE IF NOT EXISTS metric_latest (
-        experiment_id Int64,
-        key LowCardinality(String),
-        run_id String,
-        last SimpleAggregateFunction(max, Tuple(step Int64, timestamp Int64, number Float64, is_nan UInt8)),
-        min_value SimpleAggregateFunction(min, Float64),
-        max_value SimpleAggregateFunction(max, Float64)
-    ) ENGINE = AggregatingMergeTree
-    ORDER BY (experiment_id, key, run_id)
-    """,
-)
+COMPARATORS = frozenset({"=", "!=", ">", ">=", "<", "<=", "IN", "NOT IN"})
 
 
 @dataclass(frozen=True)
@@ -53,21 +26,26 @@ class Statement:
     run_ids: tuple[str, ...] | None = None
 
 
-# Not `last.number`: with FINAL a subcolumn is read without the merge that makes the tuple the greatest.
-_LAST_VALUE = "if(tupleElement(last, 'is_nan'), nan, tupleElement(last, 'number'))"
+@dataclass(frozen=True)
+class MetricTest:
+    """A comparison of one aggregate (``last``, ``min``, ``max``) of a metric; ``value`` is a tuple for IN."""
+
+    key: str
+    aggregate: str
+    comparator: str
+    value: float | tuple[float, ...]
 
 
-def latest(experiment_ids: Sequence[int], run_ids: Sequence[str]) -> Statement:
+def latest(run_ids: Sequence[str]) -> Statement:
     """Rows ``(run_id, key, value, step, timestamp)``: the greatest (step, timestamp, value) per run and key."""
     return Statement(
-        f"""
-        SELECT run_id, key, {_LAST_VALUE} AS value, tupleElement(last, 'step') AS step,
-               tupleElement(last, 'timestamp') AS timestamp
-        FROM metric_latest FINAL
-        WHERE experiment_id IN {{experiment_ids:Array(Int64)}} AND run_id IN {{run_ids:Array(String)}}
+        """
+        SELECT run_id, key, last_value AS value, last_step AS step, last_timestamp AS timestamp
+        FROM run_metrics FINAL
+        WHERE run_id IN {run_ids:Array(String)}
         ORDER BY run_id, key
-        """,  # noqa: S608 - nothing of the caller's is spliced in
-        {"experiment_ids": list(experiment_ids), "run_ids": list(run_ids)},
+        """,
+        {"run_ids": list(run_ids)},
         tuple(run_ids),
     )
 
@@ -94,25 +72,118 @@ def history(run_id: str, key: str, limit: int, after: tuple[int, int, float] | N
     )
 
 
-def runs_where(experiment_ids: Sequence[int], key: str, comparator: str, value: float) -> Statement:
-    """Rows ``(run_id)`` of the runs whose last value of ``key`` compares so."""
-    assert comparator in COMPARATORS
+#: Between the parts of a joined text; no run id contains it.
+SEPARATOR = "\x1f"
+_JOINED = "arrayStringConcat(groupArray(toString({})), '\\x1f')"
+#: Nothing but NaN leaves the infinities that the feed starts from.
+_AGGREGATES = {
+    "last": "last_value",
+    "min": "if(min_value > max_value, nan, min_value)",
+    "max": "if(min_value > max_value, nan, max_value)",
+}
+_INSIDE = "experiment_id IN {experiment_ids:Array(Int64)}"
+
+
+class _Where:
+    """Conditions with bound values, on ``metric_latest`` of some experiments."""
+
+    def __init__(self, experiment_ids: Sequence[int], key: str, tests: Sequence[MetricTest]) -> None:
+        self.parameters: dict[str, object] = {"experiment_ids": list(experiment_ids)}
+        by_key: dict[str, list[MetricTest]] = {key: []}
+        for test in tests:
+            by_key.setdefault(test.key, []).append(test)
+        own = self._of_key(key, by_key.pop(key))
+        others = [
+            f"run_id IN (SELECT run_id FROM metric_latest FINAL WHERE {self._of_key(other, its)})"  # noqa: S608
+            for other, its in by_key.items()
+        ]
+        self.sql = " AND ".join([own, *others])
+
+    def _bind(self, kind: str, value: object) -> str:
+        name = f"p{len(self.parameters)}"
+        self.parameters[name] = value
+        return f"{{{name}:{kind}}}"
+
+    def _of_key(self, key: str, tests: Sequence[MetricTest]) -> str:
+        return " AND ".join([_INSIDE, f"key = {self._bind('String', key)}", *map(self._test, tests)])
+
+    def _test(self, test: MetricTest) -> str:
+        assert test.comparator in COMPARATORS
+        many = isinstance(test.value, tuple)
+        bound = self._bind("Array(Float64)", list(test.value)) if many else self._bind("Float64", test.value)  # type: ignore[arg-type]
+        return f"{_AGGREGATES[test.aggregate]} {test.comparator} {bound}"
+
+
+def matching(experiment_ids: Sequence[int], tests: Sequence[MetricTest]) -> Statement:
+    """One row ``(run_ids)``: the runs that pass every test, joined by ``SEPARATOR``."""
+    where = _Where(experiment_ids, tests[0].key, tests)
     return Statement(
-        f"""
-        SELECT run_id FROM metric_latest FINAL
-        WHERE experiment_id IN {{experiment_ids:Array(Int64)}} AND key = {{key:String}}
-            AND {_LAST_VALUE} {comparator} {{value:Float64}}
-        """,  # noqa: S608 - the comparator is one of COMPARATORS
-        {"experiment_ids": list(experiment_ids), "key": key, "value": value},
+        f"SELECT {_JOINED.format('run_id')} AS run_ids FROM metric_latest FINAL WHERE {where.sql}",  # noqa: S608
+        where.parameters,
     )
 
 
-def last_values(experiment_ids: Sequence[int], key: str) -> Statement:
-    """Rows ``(run_id, value)``: the last value of ``key`` in every run of the experiments."""
+def values(experiment_ids: Sequence[int], key: str, aggregate: str) -> Statement:
+    """One row ``(run_ids, in_experiments, numbers)``: an aggregate of ``key`` in every run that has it, joined."""
+    where = _Where(experiment_ids, key, ())
     return Statement(
         f"""
-        SELECT run_id, {_LAST_VALUE} AS value FROM metric_latest FINAL
-        WHERE experiment_id IN {{experiment_ids:Array(Int64)}} AND key = {{key:String}}
-        """,  # noqa: S608 - nothing of the caller's is spliced in
-        {"experiment_ids": list(experiment_ids), "key": key},
+        SELECT {_joined_columns()}
+        FROM (
+            SELECT run_id, experiment_id, {_AGGREGATES[aggregate]} AS value
+            FROM metric_latest FINAL WHERE {where.sql}
+        )
+        """,  # noqa: S608
+        where.parameters,
     )
+
+
+def ordered(
+    experiment_ids: Sequence[int],
+    key: str,
+    aggregate: str,
+    ascending: bool,
+    tests: Sequence[MetricTest],
+    limit: int,
+    start: tuple[float, bool] | None,
+    run_ids: Sequence[str] | None = None,
+) -> Statement:
+    """The runs with the first values of ``key``: numbers in the direction asked for, then NaN.
+
+    At least ``limit`` runs, unless there are fewer: every run with the last value is among them.
+    One row ``(run_ids, in_experiments, numbers, found, last_nan, last_number)``, the first three joined.
+
+    Args:
+        start: a value, and True to leave the runs that have it out.
+        run_ids: the only runs that count.
+    """
+    where = _Where(experiment_ids, key, tests)
+    sign = "" if ascending else "-"
+    after = "1"
+    if start is not None:
+        value, exclusive = start
+        is_nan = math.isnan(value)
+        where.parameters |= {"nan": int(is_nan), "number": 0.0 if is_nan else value if ascending else -value}
+        after = f"(is_nan, position) {'>' if exclusive else '>='} ({{nan:UInt8}}, {{number:Float64}})"
+    if run_ids is not None:
+        where.parameters["run_ids"] = list(run_ids)
+        after += " AND run_id IN {run_ids:Array(String)}"
+    return Statement(
+        f"""
+        SELECT {_joined_columns()}, count() AS found, max((is_nan, position)) AS last,
+               tupleElement(last, 1) AS last_nan, {sign}tupleElement(last, 2) AS last_number
+        FROM (
+            SELECT run_id, experiment_id, {_AGGREGATES[aggregate]} AS value, isNaN(value) AS is_nan,
+                   if(is_nan, 0, {sign}value) AS position
+            FROM metric_latest FINAL
+            WHERE {where.sql} AND {after}
+            ORDER BY is_nan, position LIMIT {{limit:UInt64}} WITH TIES
+        )
+        """,  # noqa: S608
+        where.parameters | {"limit": limit},
+    )
+
+
+def _joined_columns() -> str:
+    columns = {"run_ids": "run_id", "in_experiments": "experiment_id", "numbers": "value"}
+    return ", ".join(f"{_JOINED.format(column)} AS {name}" for name, column in columns.items())

@@ -17,7 +17,8 @@ import pyarrow as pa
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from mlplat.errors import Unavailable
-from mlplat.metrics.queries import CREATE_TABLES, Statement
+from mlplat.metrics.queries import Statement
+from mlplat.metrics.schema import SCHEMA_TABLE, VERSIONS
 from mlplat.metrics.summary import summarise
 
 #: chDB sizes itself for a server by default; these fit a laptop.
@@ -46,13 +47,19 @@ class MetricStore:
         return self._url.startswith("chdb://")
 
     def create_tables(self) -> None:
-        """Creates what is missing; safe to repeat.
+        """Brings the tables to this version's schema; safe to repeat.
 
         Raises:
-            Unavailable: the store cannot be reached or opened.
+            Unavailable: the store cannot be reached or opened, or a newer version wrote it.
         """
-        for statement in CREATE_TABLES:
-            self._call("command", statement)
+        self._call("command", SCHEMA_TABLE)
+        done = self.query(Statement("SELECT max(version) AS version FROM metric_schema"))["version"][0].as_py()
+        if done > len(VERSIONS):
+            raise Unavailable(f"the metric store has schema {done}, this version of mlplat knows {len(VERSIONS)}")
+        for version in range(done + 1, len(VERSIONS) + 1):
+            for statement in VERSIONS[version - 1]:
+                self._call("command", statement)
+            self._call("command", f"INSERT INTO metric_schema VALUES ({version})")  # noqa: S608 - a number of ours
 
     def insert(self, points: pa.Table) -> None:
         """Stores the points (``STORED_SCHEMA``, one chunk), at least once; exact repeats collapse when read.

@@ -6,10 +6,10 @@ restoring it restores them. Methods raise ``NotFound`` for unknown ids.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Row, Select, delete, func, insert, select, update
+from sqlalchemy import FromClause, Row, Select, delete, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -18,6 +18,8 @@ from mlplat.db.engine import is_unique_violation
 from mlplat.db.tables import experiment, experiment_tag, run
 from mlplat.errors import AlreadyExists, InvalidInput, NotFound
 from mlplat.keys import check_key
+from mlplat.tracking.fields import EXPERIMENT_FIELDS
+from mlplat.tracking.filters import EXPERIMENTS, FilterCompiler, compile_order, shown
 from mlplat.tracking.model import (
     DEFAULT_EXPERIMENT_ID,
     DEFAULT_EXPERIMENT_NAME,
@@ -26,6 +28,8 @@ from mlplat.tracking.model import (
     check_name,
     cut_tag,
 )
+from mlplat.tracking.paging import decode_token, digest, encode_token
+from mlplat.tracking.search import parse_filter, parse_orders
 
 
 class ExperimentStore:
@@ -90,13 +94,34 @@ class ExperimentStore:
             raise NotFound(f"Could not find experiment with name '{name}'")
         return found[0]
 
-    async def search(self, view: ViewType, limit: int, offset: int) -> list[Experiment]:
-        """Experiments, newest first."""
-        query = select(experiment).order_by(experiment.c.created_at.desc(), experiment.c.experiment_id.desc())
-        if view is not ViewType.ALL:
-            query = query.where(experiment.c.deleted == (view is ViewType.DELETED_ONLY))
+    async def search(
+        self,
+        filter_text: str = "",
+        order_texts: Sequence[str] = (),
+        view: ViewType = ViewType.ACTIVE_ONLY,
+        limit: int = 1000,
+        page_token: str | None = None,
+    ) -> tuple[list[Experiment], str | None]:
+        """A page of the experiments that satisfy the filter, ordered, then newest first; the next page's token.
+
+        Raises:
+            InvalidInput: the filter or an order is malformed, or the token belongs to another search.
+        """
+        condition = FilterCompiler(EXPERIMENTS).compile(parse_filter(filter_text, EXPERIMENT_FIELDS))
+        order = compile_order(parse_orders(order_texts, EXPERIMENT_FIELDS), EXPERIMENTS)
+        searched = digest("experiments", filter_text, list(order_texts), view)
+        source: FromClause = experiment
+        for table, on in order.joins:
+            source = source.outerjoin(table, on)
+        query = select(experiment, *order.labelled()).select_from(source).where(shown(experiment, view), condition)
+        if page_token:
+            query = query.where(order.after(decode_token(page_token, searched, order.kinds)))
         async with self._engine.connect() as connection:
-            return await self._load(connection, query.limit(limit).offset(offset))
+            rows = (await connection.execute(query.order_by(*order.clauses).limit(limit + 1))).all()
+            found = await self._with_tags(connection, rows[:limit])
+        if len(rows) <= limit:
+            return found, None
+        return found, encode_token(searched, rows[limit - 1][len(experiment.c) :])
 
     async def rename(self, experiment_id: int, name: str) -> None:
         """Gives an active experiment another name.
@@ -107,7 +132,7 @@ class ExperimentStore:
         check_name("experiment", name)
         try:
             async with self._engine.begin() as connection:
-                await self._require_active(connection, experiment_id)
+                await require_active_experiment(connection, experiment_id)
                 await self._update(connection, experiment_id, name=name)
         except IntegrityError as error:
             if not is_unique_violation(error):
@@ -124,14 +149,14 @@ class ExperimentStore:
             changed = await self._update(connection, experiment_id, only_if_deleted=not deleted, deleted=deleted)
             if not changed:
                 word = "active" if deleted else "deleted"
-                raise NotFound(f"No {word} Experiment with id={experiment_id} exists")
+                raise NotFound(f"No Experiment with id={experiment_id} exists that is {word}")
             await connection.execute(update(run).where(run.c.experiment_id == experiment_id).values(deleted=deleted))
 
     async def set_tag(self, experiment_id: int, key: str, value: str) -> None:
         """Sets one tag of an active experiment."""
         check_key("tag", key)
         async with self._engine.begin() as connection:
-            await self._require_active(connection, experiment_id)
+            await require_active_experiment(connection, experiment_id)
             await self._put_tags(connection, experiment_id, {key: value})
 
     async def delete_tag(self, experiment_id: int, key: str) -> None:
@@ -144,17 +169,9 @@ class ExperimentStore:
             experiment_tag.c.experiment_id == experiment_id, experiment_tag.c.key == key
         )
         async with self._engine.begin() as connection:
-            await self._require_active(connection, experiment_id)
+            await require_active_experiment(connection, experiment_id)
             if not (await connection.execute(statement)).rowcount:
                 raise NotFound(f"No tag with name: {key} in experiment with id={experiment_id}")
-
-    async def _require_active(self, connection: AsyncConnection, experiment_id: int) -> None:
-        query = select(experiment.c.deleted).where(experiment.c.experiment_id == experiment_id)
-        deleted = (await connection.execute(query.with_for_update(read=True))).scalar()
-        if deleted is None:
-            raise NotFound(f"No Experiment with id={experiment_id} exists")
-        if deleted:
-            raise InvalidInput(f"The experiment {experiment_id} must be in the 'active' state; it is deleted.")
 
     @staticmethod
     async def _update(
@@ -180,7 +197,10 @@ class ExperimentStore:
 
     @staticmethod
     async def _load(connection: AsyncConnection, query: Select[Any]) -> list[Experiment]:
-        rows = (await connection.execute(query)).all()
+        return await ExperimentStore._with_tags(connection, (await connection.execute(query)).all())
+
+    @staticmethod
+    async def _with_tags(connection: AsyncConnection, rows: Sequence[Row[Any]]) -> list[Experiment]:
         tag_query = select(experiment_tag).where(
             experiment_tag.c.experiment_id.in_([row.experiment_id for row in rows])
         )
@@ -188,6 +208,24 @@ class ExperimentStore:
         for tag in (await connection.execute(tag_query)).all() if rows else []:
             tags.setdefault(tag.experiment_id, {})[tag.key] = tag.value
         return [_experiment(row, tags.get(row.experiment_id, {})) for row in rows]
+
+
+async def require_active_experiment(connection: AsyncConnection, experiment_id: int) -> str:
+    """The artifact location of an experiment that may be written to; it stays active until the transaction ends.
+
+    Raises:
+        NotFound: no such experiment.
+        InvalidInput: it is deleted.
+    """
+    query = select(experiment.c.artifact_location, experiment.c.deleted).where(
+        experiment.c.experiment_id == experiment_id
+    )
+    row = (await connection.execute(query.with_for_update(read=True))).first()
+    if row is None:
+        raise NotFound(f"No Experiment with id={experiment_id} exists")
+    if row.deleted:
+        raise InvalidInput(f"The experiment {experiment_id} must be in the 'active' state. Current state is deleted.")
+    return str(row.artifact_location)
 
 
 def _experiment(row: Row[Any], tags: dict[str, str]) -> Experiment:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 from mlplat.errors import InvalidInput
 from mlplat.keys import check_key
+from mlplat.tracking.inputs import NO_LINKS, RunLinks
 
 DEFAULT_EXPERIMENT_ID = 0
 DEFAULT_EXPERIMENT_NAME = "Default"
 RUN_NAME_TAG = "mlflow.runName"
 PARENT_RUN_TAG = "mlflow.parentRunId"
+#: JSON list of the models that a run logged.
+MODEL_HISTORY_TAG = "mlflow.log-model.history"
+MAX_MODEL_HISTORY = 100
 #: ``<pipeline run>/<step>/<item>/<attempt>`` of the attempt that started a run.
 ATTEMPT_TAG = "mlplat.attempt"
 #: Why the platform itself ended a run.
@@ -65,7 +71,7 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Run:
-    """A run with its params and tags; metric values live in the metric store."""
+    """A run with its params, tags and links; metric values live in the metric store."""
 
     run_id: str
     experiment_id: int
@@ -78,6 +84,7 @@ class Run:
     ended_at: datetime | None
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
+    links: RunLinks = NO_LINKS
 
 
 @dataclass(frozen=True)
@@ -135,6 +142,23 @@ def run_id_for(request: str) -> str:
     A client that chooses the request's key knows its run's id before the platform does.
     """
     return uuid.uuid5(_RUN_ID_SPACE, request).hex
+
+
+def append_model(history: str | None, entry: Mapping[str, object]) -> str:
+    """The value of the tag that lists a run's models after one more; of more than ``MAX_MODEL_HISTORY`` the newest.
+
+    Raises:
+        InvalidInput: ``history`` is no JSON list.
+    """
+    try:
+        entries = json.loads(history or "[]")
+    except ValueError:
+        entries = None
+    if not isinstance(entries, list):
+        raise InvalidInput(
+            f"The run's tag '{MODEL_HISTORY_TAG}' is not a JSON list; delete it and log the model again."
+        )
+    return json.dumps([*entries, entry][-MAX_MODEL_HISTORY:])
 
 
 def check_name(kind: str, name: str) -> None:

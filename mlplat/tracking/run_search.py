@@ -1,20 +1,50 @@
-"""Run search across both stores: metric predicates are asked of the metric store, the rest of Postgres."""
+"""Run search across both stores.
+
+Metrics live in ClickHouse, everything else in Postgres; neither can answer alone. A search takes one of two
+plans. In both a page costs the same wherever it is: it starts after the sort values of the last row before it.
+
+**Direct**: the order's first key is in Postgres. ClickHouse is asked for the runs that pass the metric tests
+(all that must hold together in one statement, each other one by itself) and answers with one text of ids;
+Postgres takes that as a set, walks the runs in order and stops at the end of the page.
+
+**Driven**: the order's first key is a metric. ClickHouse filters and orders, and hands over slices of candidates,
+each complete with the ties of its last value; Postgres drops those that are deleted, moved or do not pass the
+rest of the filter, breaks the ties and sorts. Slices grow until the page is full. When the first slice does not
+fill it, Postgres is asked whether only a few runs can pass at all: then these are the one slice that is left.
+Runs without the metric come last: they are found by the direct plan, with the runs that have it left out.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+import msgspec
 import pyarrow as pa
+from sqlalchemy import ColumnElement, FromClause, Row, and_, not_, select, true
 
+from mlplat.db.tables import run
 from mlplat.metrics import queries
-from mlplat.metrics.queries import Statement
-from mlplat.tracking.filters import compile_filter, compile_order, visible
+from mlplat.metrics.queries import MetricTest, Statement
+from mlplat.tracking.fields import Entity, Field
+from mlplat.tracking.filters import RUNS, FilterCompiler, MetricRuns, MetricValues, Order, among, compile_order, visible
 from mlplat.tracking.model import Run, ViewType
+from mlplat.tracking.paging import Kind, SortValue, decode_token, digest, encode_token
 from mlplat.tracking.runs import RunStore
-from mlplat.tracking.search import Comparison, Entity, comparisons, parse_filter, parse_order
+from mlplat.tracking.search import AllOf, Comparison, OrderBy, comparisons, conjuncts, parse_filter, parse_orders
+
+#: The first slice of a driven search is at least this long, each later one longer by the factor.
+FIRST_SLICE = 256
+SLICE_GROWTH = 16
+#: Up to so many candidates are looked up one by one.
+MAX_PROBED = 5_000
+#: So many runs are few enough to be named in one statement to the metric store.
+FEW = 2_000
+#: Rank of a run without the metric: after numbers (0) and NaN (1).
+MISSING = 2
 
 
 class MetricReader(Protocol):
@@ -25,14 +55,13 @@ class MetricReader(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class MetricPoint:
+class MetricPoint(msgspec.Struct, frozen=True):
     """The last value of one metric of one run."""
 
     key: str
     value: float
-    step: int
     timestamp: int
+    step: int
 
 
 @dataclass(frozen=True)
@@ -43,16 +72,29 @@ class FoundRun:
     metrics: list[MetricPoint]
 
 
+@dataclass(frozen=True)
+class RunPage:
+    """Some of the found runs, and the token of the next page, if there may be one."""
+
+    runs: list[FoundRun]
+    next_token: str | None = None
+
+
 async def with_metrics(reader: MetricReader, runs: Sequence[Run]) -> list[FoundRun]:
-    """Adds the last value of every metric; one query for all runs."""
-    if not runs:
-        return []
-    experiment_ids = sorted({run.experiment_id for run in runs})
-    table = await reader.query(queries.latest(experiment_ids, [run.run_id for run in runs]))
-    points: dict[str, list[MetricPoint]] = {run.run_id: [] for run in runs}
-    for row in table.to_pylist():
-        points[row["run_id"]].append(MetricPoint(row["key"], row["value"], row["step"], row["timestamp"]))
+    """Adds the last value of every metric."""
+    points = await _last_points(reader, [run.run_id for run in runs])
     return [FoundRun(run, points[run.run_id]) for run in runs]
+
+
+async def _last_points(reader: MetricReader, run_ids: Sequence[str]) -> dict[str, list[MetricPoint]]:
+    """One query for all the runs of a usual page."""
+    points: dict[str, list[MetricPoint]] = {run_id: [] for run_id in run_ids}
+    for first in range(0, len(run_ids), FEW):
+        table = await reader.query(queries.latest(run_ids[first : first + FEW]))
+        columns = (table[name].to_pylist() for name in ("run_id", "key", "value", "timestamp", "step"))
+        for run_id, key, value, timestamp, step in zip(*columns, strict=True):
+            points[run_id].append(MetricPoint(key, value, timestamp, step))
+    return points
 
 
 async def search_runs(
@@ -63,45 +105,193 @@ async def search_runs(
     order_texts: Sequence[str],
     view: ViewType,
     limit: int,
-    offset: int,
-) -> list[FoundRun]:
-    """Runs of the experiments that satisfy the filter, ordered, with metrics.
+    page_token: str | None = None,
+) -> RunPage:
+    """A page of the experiments' runs that satisfy the filter, ordered, with metrics.
 
     Raises:
-        InvalidInput: the filter or an order is malformed.
+        InvalidInput: the filter or an order is malformed, or the token belongs to another search.
     """
-    predicate = parse_filter(filter_text)
-    orders = [parse_order(text) for text in order_texts]
-    if not experiment_ids:
-        return []
-    metric_comparisons = {c for c in comparisons(predicate) if c.field.entity is Entity.METRIC}
-    order_keys = {order.field.key for order in orders if order.field.entity is Entity.METRIC}
-    metric_runs, metric_values = await asyncio.gather(
-        _matching_runs(reader, experiment_ids, metric_comparisons), _last_values(reader, experiment_ids, order_keys)
-    )
-    condition = visible(experiment_ids, view) & compile_filter(predicate, metric_runs)
-    runs = await store.search(condition, compile_order(orders, metric_values), limit, offset)
-    return await with_metrics(reader, runs)
+    inside = sorted(set(experiment_ids))
+    search = _Search(store, reader, inside, filter_text, order_texts, view)
+    query = digest("runs", inside, filter_text, list(order_texts), view)
+    cursor = decode_token(page_token, query, search.kinds) if page_token else None
+    if not inside:
+        return RunPage([])
+    found = await search.page(cursor, limit + 1)
+    run_ids = [hit.run_id for hit in found[:limit]]
+    runs, points = await asyncio.gather(store.load(run_ids), _last_points(reader, run_ids))
+    token = encode_token(query, found[limit - 1].values) if len(found) > limit else None
+    return RunPage([FoundRun(run, points[run.run_id]) for run in runs], token)
 
 
-async def _matching_runs(
-    reader: MetricReader, experiment_ids: Sequence[int], wanted: set[Comparison]
-) -> dict[Comparison, list[str]]:
-    found: dict[Comparison, list[str]] = {}
-    for comparison in wanted:
-        assert isinstance(comparison.value, float)
-        table = await reader.query(
-            queries.runs_where(experiment_ids, comparison.field.key, comparison.comparator, comparison.value)
-        )
-        found[comparison] = table["run_id"].to_pylist()
-    return found
+@dataclass(frozen=True)
+class _Hit:
+    run_id: str
+    values: list[SortValue]
 
 
-async def _last_values(
-    reader: MetricReader, experiment_ids: Sequence[int], keys: set[str]
-) -> dict[str, dict[str, float]]:
-    found: dict[str, dict[str, float]] = {}
-    for key in keys:
-        table = await reader.query(queries.last_values(experiment_ids, key))
-        found[key] = dict(zip(table["run_id"].to_pylist(), table["value"].to_pylist(), strict=True))
-    return found
+@dataclass(frozen=True)
+class _Slice:
+    """Candidates of a driven search, and the last metric value among them."""
+
+    values: MetricValues
+    found: int
+    last: float
+
+
+class _Search:
+    def __init__(
+        self,
+        store: RunStore,
+        reader: MetricReader,
+        experiment_ids: list[int],
+        filter_text: str,
+        order_texts: Sequence[str],
+        view: ViewType,
+    ) -> None:
+        self._store = store
+        self._reader = reader
+        self._experiment_ids = experiment_ids
+        self._visible = visible(experiment_ids, view)
+        self._orders = parse_orders(order_texts)
+        parts = conjuncts(parse_filter(filter_text))
+        self._tests = [_metric_test(part) for part in parts if _is_metric(part)]
+        self._rest = AllOf(tuple(part for part in parts if not _is_metric(part)))
+        self._condition(dict.fromkeys(comparisons(self._rest), ""))  # refuses bad times before anything is asked
+
+    @property
+    def kinds(self) -> list[Kind]:
+        """What a page token of this search holds."""
+        nothing = MetricValues("", "", "")
+        return compile_order(self._orders, RUNS, {order.field: nothing for order in self._orders}).kinds
+
+    def _condition(self, metric_runs: MetricRuns, *, probe: bool = False) -> ColumnElement[bool]:
+        """What is left of the filter without the metric tests that must hold together."""
+        return FilterCompiler(RUNS, metric_runs, probe=probe).compile(self._rest)
+
+    async def page(self, cursor: list[SortValue] | None, limit: int) -> list[_Hit]:
+        self._metric_runs = await self._runs_of_other_comparisons()
+        if not self._orders or self._orders[0].field.entity is not Entity.METRIC:
+            return await self._direct(self._orders, cursor, limit, await self._passing())
+        hits = []
+        if cursor is None or cursor[0] != MISSING:
+            hits = await self._driven(cursor, limit)
+        first = self._orders[0].field
+        if len(hits) < limit and all(test.key != first.key for test in self._tests):
+            hits += await self._without(first, cursor, limit - len(hits))
+        return hits
+
+    async def _driven(self, cursor: list[SortValue] | None, limit: int) -> list[_Hit]:
+        first, others = self._orders[0], await self._values(self._orders[1:])
+        hits: list[_Hit] = []
+        size, few = max(FIRST_SLICE, 2 * limit), None
+        start = None if cursor is None else (_number(cursor[:2]), False)
+        while True:
+            candidates = await self._slice(first, size, start, few)
+            if candidates.found:
+                order = compile_order(self._orders, RUNS, others | {first.field: candidates.values})
+                condition = self._condition(self._metric_runs, probe=candidates.found <= MAX_PROBED)
+                hits += await self._select(order, condition, cursor, limit - len(hits), inner=True)
+            if len(hits) >= limit or candidates.found < size:
+                return hits
+            if size == max(FIRST_SLICE, 2 * limit):
+                few = await self._few()
+            start, size = (candidates.last, True), size * SLICE_GROWTH
+
+    async def _few(self) -> list[str] | None:
+        """The runs that Postgres' part of the filter passes, if there are only a few."""
+        condition = self._condition(self._metric_runs)
+        rows = await self._store.select(select(run.c.run_id).where(self._visible, condition).limit(FEW + 1))
+        return [row.run_id for row in rows] if len(rows) <= FEW else None
+
+    async def _slice(
+        self, order: OrderBy, size: int, start: tuple[float, bool] | None, run_ids: list[str] | None
+    ) -> _Slice:
+        statement = queries.ordered(
+            self._experiment_ids, order.field.key, order.field.aggregate, order.ascending, self._tests, size, start,
+            run_ids,
+        )  # fmt: skip
+        row = await self._ask(statement)
+        last = math.nan if row["last_nan"] else row["last_number"]
+        return _Slice(_values_of(row), row["found"], last)
+
+    async def _without(self, named: Field, cursor: list[SortValue] | None, limit: int) -> list[_Hit]:
+        """Runs that have no value of a metric, in the order's other keys."""
+        having = await self._ask(queries.values(self._experiment_ids, named.key, named.aggregate))
+        rest = None if cursor is None or cursor[0] != MISSING else cursor[2:]
+        condition = and_(not_(among(having["run_ids"])), await self._passing())
+        hits = await self._direct(self._orders[1:], rest, limit, condition)
+        return [_Hit(hit.run_id, [MISSING, None, *hit.values]) for hit in hits]
+
+    async def _direct(
+        self, orders: Sequence[OrderBy], cursor: list[SortValue] | None, limit: int, condition: ColumnElement[bool]
+    ) -> list[_Hit]:
+        order = compile_order(orders, RUNS, await self._values(orders))
+        return await self._select(order, and_(condition, self._condition(self._metric_runs)), cursor, limit)
+
+    async def _select(
+        self,
+        order: Order,
+        condition: ColumnElement[bool],
+        cursor: list[SortValue] | None,
+        limit: int,
+        *,
+        inner: bool = False,
+    ) -> list[_Hit]:
+        """``inner``: only runs that have the first join's row."""
+        source: FromClause = run
+        for number, (table, on) in enumerate(order.joins):
+            source = source.join(table, on, isouter=number > 0 or not inner)
+        query = select(run.c.run_id, *order.labelled()).select_from(source).where(self._visible, condition)
+        if cursor is not None:
+            query = query.where(order.after(cursor))
+        rows = await self._store.select(query.order_by(*order.clauses).limit(limit))
+        return [_hit(row) for row in rows]
+
+    async def _passing(self) -> ColumnElement[bool]:
+        """Runs that pass all the metric tests that must hold together."""
+        if not self._tests:
+            return true()
+        return among((await self._ask(queries.matching(self._experiment_ids, self._tests)))["run_ids"])
+
+    async def _runs_of_other_comparisons(self) -> dict[Comparison, str]:
+        wanted = list({found for found in comparisons(self._rest) if found.field.entity is Entity.METRIC})
+        statements = [queries.matching(self._experiment_ids, [_metric_test(found)]) for found in wanted]
+        answers = await asyncio.gather(*map(self._ask, statements))
+        return {found: answer["run_ids"] for found, answer in zip(wanted, answers, strict=True)}
+
+    async def _values(self, orders: Sequence[OrderBy]) -> dict[Field, MetricValues]:
+        """The values of all the metrics in an order, in all the runs."""
+        wanted = [order.field for order in orders if order.field.entity is Entity.METRIC]
+        statements = [queries.values(self._experiment_ids, named.key, named.aggregate) for named in wanted]
+        answers = await asyncio.gather(*map(self._ask, statements))
+        return {named: _values_of(answer) for named, answer in zip(wanted, answers, strict=True)}
+
+    async def _ask(self, statement: Statement) -> dict[str, Any]:
+        """A statement's only row."""
+        [row] = (await self._reader.query(statement)).to_pylist()
+        return dict(row)
+
+
+def _is_metric(part: object) -> bool:
+    return isinstance(part, Comparison) and part.field.entity is Entity.METRIC
+
+
+def _metric_test(part: object) -> MetricTest:
+    assert isinstance(part, Comparison)
+    value: Any = part.value
+    return MetricTest(part.field.key, part.field.aggregate, part.comparator, value)
+
+
+def _values_of(row: dict[str, Any]) -> MetricValues:
+    return MetricValues(row["run_ids"], row["in_experiments"], row["numbers"])
+
+
+def _number(rank_and_value: list[SortValue]) -> float:
+    rank, value = rank_and_value
+    return math.nan if rank != 0 or not isinstance(value, int | float) else float(value)
+
+
+def _hit(row: Row[Any]) -> _Hit:
+    return _Hit(row[0], list(row[1:]))

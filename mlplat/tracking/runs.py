@@ -12,23 +12,50 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, FromClause, Row, delete, func, select, update
+import msgspec
+from sqlalchemy import (
+    ColumnElement,
+    Row,
+    Select,
+    Table,
+    Text,
+    cast,
+    column,
+    delete,
+    func,
+    literal,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, aggregate_order_by
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from mlplat.db.tables import experiment, run, run_param, run_tag
+from mlplat.db.tables import run, run_param, run_tag
 from mlplat.errors import InvalidInput, NotFound
 from mlplat.keys import check_key
-from mlplat.tracking.filters import Order
+from mlplat.tracking.experiments import require_active_experiment
+from mlplat.tracking.filters import is_short
+from mlplat.tracking.inputs import NO_LINKS, RunLinks
 from mlplat.tracking.model import (
     ATTEMPT_TAG,
+    MODEL_HISTORY_TAG,
     REAPED_TAG,
     RUN_NAME_TAG,
     Run,
     RunStatus,
     RunUpdate,
+    append_model,
     cut_tag,
     random_run_name,
+)
+from mlplat.tracking.run_links import HAS_LINKS, load_links
+
+#: A plan made for any values would not know how many runs these match; the sets of a filter must fit in memory,
+#: else they are searched from front to end for every run.
+_SEARCH_SETTINGS = text(
+    "SELECT set_config('plan_cache_mode', 'force_custom_plan', true), set_config('work_mem', '64MB', true)"
 )
 
 
@@ -76,17 +103,8 @@ class RunStore:
         name = name or tagged or random_run_name()
         tags = dict(tags) | {RUN_NAME_TAG: name}
         async with self._engine.begin() as connection:
-            query = select(experiment.c.artifact_location, experiment.c.deleted).where(
-                experiment.c.experiment_id == experiment_id
-            )
-            parent = (await connection.execute(query.with_for_update(read=True))).first()
-            if parent is None:
-                raise NotFound(f"No Experiment with id={experiment_id} exists")
-            if parent.deleted:
-                raise InvalidInput(
-                    f"The experiment {experiment_id} must be in the 'active' state. Current state is deleted."
-                )
-            artifact_uri = f"{parent.artifact_location}/{run_id}/artifacts"
+            location = await require_active_experiment(connection, experiment_id)
+            artifact_uri = f"{location.rstrip('/')}/{run_id}/artifacts"
             new = Run(run_id, experiment_id, name, RunStatus.RUNNING, user_id, artifact_uri, False, started_at, None,
                       {}, tags)  # fmt: skip
             row = upsert(run).values(
@@ -116,7 +134,7 @@ class RunStore:
             InvalidInput: it is deleted.
         """
         async with self._engine.connect() as connection:
-            return await _require_active(connection, run_id, for_write=False)
+            return await require_active(connection, run_id, for_write=False)
 
     async def update(
         self,
@@ -141,7 +159,7 @@ class RunStore:
         if name:
             values["name"] = name
         async with self._engine.begin() as connection:
-            await _require_active(connection, run_id)
+            await require_active(connection, run_id)
             if values:
                 change = update(run).where(run.c.run_id == run_id).values(**values)
                 if resumed_at is not None:
@@ -165,6 +183,23 @@ class RunStore:
         async with self._engine.begin() as connection:
             return await write_update(connection, RunUpdate(run_id, dict(params), dict(tags)))
 
+    async def record_model(self, run_id: str, entry: Mapping[str, object]) -> None:
+        """Appends an entry, which is JSON, to the run's tag that lists its models; the newest ones are kept.
+
+        Raises:
+            NotFound: no such run.
+            InvalidInput: the run is deleted, or the tag was overwritten with something else than a JSON list.
+        """
+        where = run_tag.c.run_id == run_id, run_tag.c.key == MODEL_HISTORY_TAG
+        async with self._engine.begin() as connection:
+            await require_active(connection, run_id)
+            current = (await connection.execute(select(run_tag.c.value).where(*where))).scalar()
+            value = append_model(current, entry)
+            statement = upsert(run_tag).values(run_id=run_id, key=MODEL_HISTORY_TAG, value=value)
+            await connection.execute(
+                statement.on_conflict_do_update(index_elements=["run_id", "key"], set_={"value": value})
+            )
+
     async def delete_tag(self, run_id: str, key: str) -> None:
         """Removes one tag.
 
@@ -172,32 +207,27 @@ class RunStore:
             NotFound: no such run or tag.
         """
         async with self._engine.begin() as connection:
-            await _require_active(connection, run_id)
+            await require_active(connection, run_id)
             statement = delete(run_tag).where(run_tag.c.run_id == run_id, run_tag.c.key == key)
             if not (await connection.execute(statement)).rowcount:
                 raise NotFound(f"No tag with name: {key} in run with id {run_id}")
 
-    async def search(self, where: ColumnElement[bool], order: Order, limit: int, offset: int) -> list[Run]:
-        """Runs that satisfy ``where``, in ``order``, then newest first."""
-        source: FromClause = run
-        for table, condition in order.joins:
-            source = source.outerjoin(table, condition)
-        query = (
-            select(run.c.run_id)
-            .select_from(source)
-            .where(where)
-            .order_by(*order.terms, run.c.started_at.desc(), run.c.run_id)
-            .limit(limit)
-            .offset(offset)
-        )
+    async def select(self, query: Select[Any]) -> Sequence[Row[Any]]:
+        """The rows of a search's query, planned for its very values."""
         async with self._engine.connect() as connection:
-            run_ids = list((await connection.execute(query)).scalars())
+            await connection.execute(_SEARCH_SETTINGS)
+            rows: Sequence[Row[Any]] = (await connection.execute(query)).all()
+        return rows
+
+    async def load(self, run_ids: Sequence[str]) -> list[Run]:
+        """The runs in the order of ``run_ids``; unknown ids are left out."""
+        async with self._engine.connect() as connection:
             return await load_runs(connection, run_ids)
 
     async def kill_of_attempt(self, attempt: str) -> int:
         """Marks the runs that a dead attempt left RUNNING as KILLED and returns how many there were."""
         started_by = select(run_tag.c.run_id).where(
-            run_tag.c.key == ATTEMPT_TAG, func.left(run_tag.c.value, 256) == attempt
+            run_tag.c.key == ATTEMPT_TAG, run_tag.c.value == attempt, is_short(run_tag.c.value)
         )
         statement = (
             update(run)
@@ -215,31 +245,47 @@ async def write_update(connection: AsyncConnection, new: RunUpdate) -> RunRef:
         InvalidInput: a param has another value already, or the run is deleted.
         NotFound: no such run.
     """
-    ref = await _require_active(connection, new.run_id)
+    ref = await require_active(connection, new.run_id)
     await _put_params(connection, new.run_id, new.params)
     await _put_tags(connection, new.run_id, new.tags)
     if RUN_NAME_TAG in new.tags:
-        name = new.tags[RUN_NAME_TAG]
+        name = cut_tag(new.tags[RUN_NAME_TAG])
         await connection.execute(update(run).where(run.c.run_id == new.run_id).values(name=name))
     return ref
 
 
 async def load_runs(connection: AsyncConnection, run_ids: Sequence[str]) -> list[Run]:
-    """The runs with params and tags, in the order of ``run_ids``; unknown ids are left out."""
+    """The runs with params, tags and links, in the order of ``run_ids``; unknown ids are left out."""
     if not run_ids:
         return []
-    rows = (await connection.execute(select(run).where(run.c.run_id.in_(run_ids)))).all()
-    params: dict[str, dict[str, str]] = {}
-    tags: dict[str, dict[str, str]] = {}
-    for table, into in ((run_param, params), (run_tag, tags)):
-        query = select(table).where(table.c.run_id.in_(run_ids)).order_by(table.c.key)
-        for entry in (await connection.execute(query)).all():
-            into.setdefault(entry.run_id, {})[entry.key] = entry.value
-    by_id = {row.run_id: _run(row, params.get(row.run_id, {}), tags.get(row.run_id, {})) for row in rows}
-    return [by_id[run_id] for run_id in run_ids if run_id in by_id]
+    wanted = func.unnest(literal(list(run_ids), ARRAY(Text))).table_valued(
+        column("run_id", Text), with_ordinality="position", name="wanted"
+    ).render_derived()  # fmt: skip
+    columns = [column for column in run.c if column.key != "run_id"]
+    entries = _entries(run_param).label("params"), _entries(run_tag).label("tags")
+    query: Select[Any] = (
+        select(run.c.run_id, *columns, *entries, HAS_LINKS)
+        .join_from(wanted, run, run.c.run_id == wanted.c.run_id)
+        .order_by(wanted.c.position)
+    )
+    rows = (await connection.execute(query)).all()
+    links = await load_links(connection, [row.run_id for row in rows if row.has_links])
+    return [_run(row, links.get(row.run_id, NO_LINKS)) for row in rows]
 
 
-async def _require_active(connection: AsyncConnection, run_id: str, *, for_write: bool = True) -> RunRef:
+def _entries(pairs: Table) -> ColumnElement[Any]:
+    """A run's params or tags as one JSON object: a row for each would cost more than the rest of the search."""
+    built = func.json_object_agg(pairs.c.key, aggregate_order_by(pairs.c.value, pairs.c.key))
+    return select(cast(built, Text)).where(pairs.c.run_id == run.c.run_id).correlate(run).scalar_subquery()
+
+
+async def require_active(connection: AsyncConnection, run_id: str, *, for_write: bool = True) -> RunRef:
+    """The run, if it may be written to; with ``for_write`` it is locked until the transaction ends.
+
+    Raises:
+        NotFound: no such run.
+        InvalidInput: it is deleted.
+    """
     query = select(run.c.experiment_id, run.c.deleted).where(run.c.run_id == run_id)
     # Writers of one run take turns, the run's row first: in any other order they could wait for one another.
     row = (await connection.execute(query.with_for_update() if for_write else query)).first()
@@ -274,8 +320,9 @@ async def _put_tags(connection: AsyncConnection, run_id: str, tags: Mapping[str,
     )
 
 
-def _run(row: Row[Any], params: dict[str, str], tags: dict[str, str]) -> Run:
+def _run(row: Row[Any], links: RunLinks) -> Run:
+    params, tags = (msgspec.json.decode(text or "{}", type=dict[str, str]) for text in (row.params, row.tags))
     return Run(
         row.run_id, row.experiment_id, row.name, RunStatus(row.status), row.user_id, row.artifact_uri, row.deleted,
-        row.started_at, row.ended_at, params, tags,
+        row.started_at, row.ended_at, params, tags, links,
     )  # fmt: skip

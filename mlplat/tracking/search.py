@@ -1,11 +1,15 @@
-"""The filter language of run search: text → tree. MLflow's grammar, plus OR, NOT and parentheses."""
+"""The language of searches: text → tree. MLflow's grammar and more.
+
+More than MLflow: OR, NOT and parentheses; ``IN`` everywhere; ``min(metrics.loss)`` and ``max(...)`` beside the
+last value, spelled as calls because keys may contain dots; ``params.lr > 0.01``, where a bare number compares
+as a number and params that are none never match.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import lru_cache
 from typing import Any
 
@@ -13,55 +17,18 @@ from lark import Lark, Token, Transformer, v_args
 from lark.exceptions import UnexpectedInput, VisitError
 
 from mlplat.errors import InvalidInput
+from mlplat.tracking.fields import RUN_FIELDS, Aggregate, Entity, Field, Fields
 
 MAX_FILTER_LENGTH = 20_000
 #: SQL of deeper trees exhausts Python's stack.
 MAX_DEPTH = 30
 
 
-class Entity(StrEnum):
-    """What the left side of a comparison names."""
+NUMERIC_COMPARATORS = frozenset({"=", "!=", ">", ">=", "<", "<=", "IN", "NOT IN"})
+NULL_TESTS = frozenset({"IS NULL", "IS NOT NULL"})
+TEXT_COMPARATORS = frozenset({"=", "!=", "LIKE", "ILIKE", "IN", "NOT IN"}) | NULL_TESTS
 
-    METRIC = "metric"
-    PARAM = "param"
-    TAG = "tag"
-    ATTRIBUTE = "attribute"
-
-
-_ENTITY_NAMES = {
-    "metric": Entity.METRIC,
-    "metrics": Entity.METRIC,
-    "param": Entity.PARAM,
-    "params": Entity.PARAM,
-    "parameter": Entity.PARAM,
-    "parameters": Entity.PARAM,
-    "tag": Entity.TAG,
-    "tags": Entity.TAG,
-    "attribute": Entity.ATTRIBUTE,
-    "attributes": Entity.ATTRIBUTE,
-    "attr": Entity.ATTRIBUTE,
-    "run": Entity.ATTRIBUTE,
-}
-
-NUMERIC_ATTRIBUTES = {"start_time", "end_time"}
-STRING_ATTRIBUTES = {"run_id", "run_name", "status", "user_id", "artifact_uri"}
-_ATTRIBUTE_ALIASES = {"created": "start_time", "Created": "start_time", "run name": "run_name", "Run name": "run_name"}
-
-NUMERIC_COMPARATORS = {"=", "!=", ">", ">=", "<", "<="}
-STRING_COMPARATORS = {"=", "!=", "LIKE", "ILIKE", "IN", "NOT IN", "IS NULL", "IS NOT NULL"}
-
-
-@dataclass(frozen=True)
-class Field:
-    """``entity.key``."""
-
-    entity: Entity
-    key: str
-
-    @property
-    def is_numeric(self) -> bool:
-        """True when values of this field are compared as numbers."""
-        return self.entity is Entity.METRIC or (self.entity is Entity.ATTRIBUTE and self.key in NUMERIC_ATTRIBUTES)
+Value = float | str | tuple[float, ...] | tuple[str, ...] | None
 
 
 @dataclass(frozen=True)
@@ -70,7 +37,13 @@ class Comparison:
 
     field: Field
     comparator: str
-    value: float | str | tuple[str, ...] | None
+    value: Value
+
+    @property
+    def is_numeric(self) -> bool:
+        """True when numbers are compared: always, or because a param is compared with one."""
+        first = self.value[0] if isinstance(self.value, tuple) else self.value
+        return self.field.is_numeric or isinstance(first, float)
 
 
 @dataclass(frozen=True)
@@ -106,18 +79,23 @@ class OrderBy:
 
 
 _GRAMMAR = r"""
-?start: any_of
+?filter: any_of
+order: field                 -> ascending
+     | field _ASC            -> ascending
+     | field _DESC           -> descending
 ?any_of: all_of (_OR all_of)*
 ?all_of: not_ (_AND not_)*
 ?not_: _NOT not_ -> negation
      | "(" any_of ")"
      | comparison
 comparison: field OP literal       -> compare
-          | field _IN "(" string ("," string)* ")"       -> is_in
-          | field _NOT _IN "(" string ("," string)* ")"  -> not_in
+          | field _IN "(" literal ("," literal)* ")"       -> is_in
+          | field _NOT _IN "(" literal ("," literal)* ")"  -> not_in
           | field _IS _NULL        -> is_null
           | field _IS _NOT _NULL   -> not_null
-field: IDENTIFIER ["." QUOTED_KEY]
+?field: plain
+      | IDENTIFIER "(" plain ")"  -> aggregate
+plain: IDENTIFIER ["." QUOTED_KEY]
      | QUOTED_KEY
 literal: NUMBER -> number
        | string
@@ -129,6 +107,8 @@ _NOT.5: /NOT\b/i
 _IN.5: /IN\b/i
 _IS.5: /IS\b/i
 _NULL.5: /NULL\b/i
+_ASC.5: /ASC\b/i
+_DESC.5: /DESC\b/i
 IDENTIFIER: /[A-Za-z_][\w\/\-]*(\.[\w\/\-]+)*/
 QUOTED_KEY: /`[^`]+`|"[^"]+"/
 NUMBER: /[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?/
@@ -138,34 +118,22 @@ STRING: /'[^']*'|"[^"]*"/
 """
 
 
-def make_field(text: str, quoted_key: str | None = None) -> Field:
-    """The field that ``entity.key``, or a bare attribute, names.
-
-    Raises:
-        InvalidInput: no such entity or attribute.
-    """
-    prefix, dot, rest = text.partition(".")
-    if quoted_key is not None:
-        prefix, rest = text, quoted_key
-    elif not dot:
-        prefix, rest = "attribute", text
-    entity = _ENTITY_NAMES.get(prefix)
-    if entity is None:
-        raise InvalidInput(f"Invalid entity type {prefix!r}. Valid ones are metrics, params, tags and attributes.")
-    if entity is Entity.ATTRIBUTE:
-        rest = _ATTRIBUTE_ALIASES.get(rest, rest)
-        if rest not in NUMERIC_ATTRIBUTES | STRING_ATTRIBUTES:
-            valid = sorted(NUMERIC_ATTRIBUTES | STRING_ATTRIBUTES)
-            raise InvalidInput(f"Invalid attribute key {rest!r}. Valid ones are {', '.join(valid)}.")
-    return Field(entity, rest)
-
-
 @v_args(inline=True)
 class _ToTree(Transformer[Any, Any]):
-    def field(self, first: Token, quoted: Token | None = None) -> Field:
-        if first.type == "QUOTED_KEY":
-            return make_field(str(first)[1:-1])
-        return make_field(str(first), str(quoted)[1:-1] if quoted is not None else None)
+    def __init__(self, fields: Fields) -> None:
+        super().__init__()
+        self._fields = fields
+
+    def plain(self, first: Token, quoted: Token | None = None) -> tuple[str, str | None]:
+        text = str(first)[1:-1] if first.type == "QUOTED_KEY" else str(first)
+        return text, str(quoted)[1:-1] if quoted is not None else None
+
+    def aggregate(self, name: Token, plain: tuple[str, str | None]) -> Field:
+        try:
+            aggregate = Aggregate(str(name).lower())
+        except ValueError as error:
+            raise InvalidInput(f"Invalid function '{name}'. Valid ones are {', '.join(Aggregate)}.") from error
+        return self._fields.resolve(*plain, aggregate)
 
     def number(self, token: Token) -> float:
         return float(token)
@@ -176,20 +144,20 @@ class _ToTree(Transformer[Any, Any]):
     def literal(self, value: str) -> str:
         return value
 
-    def compare(self, field: Field, operator: Token, value: float | str) -> Comparison:
-        return _checked(Comparison(field, str(operator).upper(), value))
+    def compare(self, field: _Named, operator: Token, value: float | str) -> Comparison:
+        return self._checked(field, str(operator).upper(), value)
 
-    def is_in(self, field: Field, *values: str) -> Comparison:
-        return _checked(Comparison(field, "IN", values))
+    def is_in(self, field: _Named, *values: float | str) -> Comparison:
+        return self._checked(field, "IN", _list(values))
 
-    def not_in(self, field: Field, *values: str) -> Comparison:
-        return _checked(Comparison(field, "NOT IN", values))
+    def not_in(self, field: _Named, *values: float | str) -> Comparison:
+        return self._checked(field, "NOT IN", _list(values))
 
-    def is_null(self, field: Field) -> Comparison:
-        return _checked(Comparison(field, "IS NULL", None))
+    def is_null(self, field: _Named) -> Comparison:
+        return self._checked(field, "IS NULL", None)
 
-    def not_null(self, field: Field) -> Comparison:
-        return _checked(Comparison(field, "IS NOT NULL", None))
+    def not_null(self, field: _Named) -> Comparison:
+        return self._checked(field, "IS NOT NULL", None)
 
     def negation(self, operand: Predicate) -> Not:
         return Not(operand)
@@ -200,29 +168,64 @@ class _ToTree(Transformer[Any, Any]):
     def any_of(self, *operands: Predicate) -> AnyOf:
         return AnyOf(operands)
 
+    def ascending(self, field: _Named) -> OrderBy:
+        return OrderBy(self._resolved(field), True)
 
-def _checked(comparison: Comparison) -> Comparison:
-    field, comparator, value = comparison.field, comparison.comparator, comparison.value
-    allowed = NUMERIC_COMPARATORS if field.is_numeric else STRING_COMPARATORS
-    if comparator not in allowed:
-        raise InvalidInput(f"Invalid comparator {comparator!r} for {field.entity} {field.key!r}.")
-    if isinstance(value, float) and math.isinf(value):
-        raise InvalidInput(f"Number too large for {field.entity} {field.key!r}.")
-    if field.is_numeric and not isinstance(value, float):
-        raise InvalidInput(f"Expected a number for {field.entity} {field.key!r}, found {value!r}.")
-    if not field.is_numeric and isinstance(value, float):
+    def descending(self, field: _Named) -> OrderBy:
+        return OrderBy(self._resolved(field), False)
+
+    def _resolved(self, named: _Named) -> Field:
+        return named if isinstance(named, Field) else self._fields.resolve(*named)
+
+    def _checked(self, named: _Named, comparator: str, value: Value) -> Comparison:
+        comparison = Comparison(self._resolved(named), comparator, value)
+        _check(comparison)
+        return comparison
+
+
+_Named = Field | tuple[str, str | None]
+
+
+def _list(values: Sequence[float | str]) -> tuple[float, ...] | tuple[str, ...]:
+    numbers = tuple(value for value in values if isinstance(value, float))
+    texts = tuple(value for value in values if isinstance(value, str))
+    if numbers and texts:
+        raise InvalidInput("Invalid list of values: numbers and quoted strings cannot be mixed.")
+    return numbers or texts
+
+
+def _check(comparison: Comparison) -> None:
+    field, value = comparison.field, comparison.value
+    values = value if isinstance(value, tuple) else () if value is None else (value,)
+    if field.entity is Entity.METRIC:
+        allowed = NUMERIC_COMPARATORS
+    elif field.entity is Entity.ATTRIBUTE and field.is_numeric:
+        allowed = NUMERIC_COMPARATORS | NULL_TESTS
+    else:
+        allowed = NUMERIC_COMPARATORS if comparison.is_numeric else TEXT_COMPARATORS
+    if comparison.comparator not in allowed:
+        hint = "; compare with a bare number" if field.entity is Entity.PARAM and not comparison.is_numeric else ""
         raise InvalidInput(
-            f"Expected a quoted string value for {field.entity} {field.key!r} (e.g. 'my-value'), found {value!r}."
+            f"Invalid comparator '{comparison.comparator}' for {field.entity} '{field.key}', "
+            f"not one of {', '.join(sorted(allowed))}{hint}."
         )
-    return comparison
+    if any(isinstance(item, float) and math.isinf(item) for item in values):
+        raise InvalidInput(f"Number too large for {field.entity} '{field.key}'.")
+    if field.is_numeric and any(isinstance(item, str) for item in values):
+        kind = "metric" if field.entity is Entity.METRIC else f"numeric attribute: {field.key}"
+        raise InvalidInput(f"Expected numeric value type for {kind}. Found {values[0]!r}")
+    if comparison.is_numeric and not field.is_numeric and field.entity is not Entity.PARAM:
+        raise InvalidInput(
+            f"Expected a quoted string value for {field.entity} '{field.key}' (e.g. 'my-value'). Got value {values[0]}"
+        )
 
 
 @lru_cache(maxsize=1)
 def _parser() -> Lark:
-    return Lark(_GRAMMAR, parser="lalr", lexer="contextual", maybe_placeholders=False)
+    return Lark(_GRAMMAR, parser="lalr", lexer="contextual", maybe_placeholders=False, start=["filter", "order"])
 
 
-def parse_filter(text: str) -> Predicate:
+def parse_filter(text: str, fields: Fields = RUN_FIELDS) -> Predicate:
     """The tree of a filter; an empty filter is true.
 
     Raises:
@@ -230,23 +233,51 @@ def parse_filter(text: str) -> Predicate:
     """
     if not text.strip():
         return AllOf(())
+    tree: Predicate = _parse(text, "filter", "filter string", fields)
+    if _depth(tree) > MAX_DEPTH:
+        raise InvalidInput(f"Invalid filter string: nested more than {MAX_DEPTH} deep.")
+    return tree
+
+
+def parse_order(text: str, fields: Fields = RUN_FIELDS) -> OrderBy:
+    """The order that ``entity.key [ASC|DESC]`` names.
+
+    Raises:
+        InvalidInput: not of that form, no such field, or nothing to order by.
+    """
+    order: OrderBy = _parse(text, "order", "order_by clause", fields)
+    if order.field.entity is Entity.DATASET:
+        raise InvalidInput(f"Invalid order_by clause {text!r}: a run may have many datasets.")
+    return order
+
+
+def parse_orders(texts: Sequence[str], fields: Fields = RUN_FIELDS) -> tuple[OrderBy, ...]:
+    """The whole order of a search.
+
+    Raises:
+        InvalidInput: as ``parse_order``, or a field occurs twice.
+    """
+    orders = tuple(parse_order(text, fields) for text in texts)
+    names = [str(order.field) for order in orders]
+    if len(set(names)) < len(names):
+        raise InvalidInput(f"`order_by` contains duplicate fields: {names}")
+    return orders
+
+
+def _parse(text: str, start: str, what: str, fields: Fields) -> Any:
     if len(text) > MAX_FILTER_LENGTH:
-        raise InvalidInput(f"Invalid filter string: longer than {MAX_FILTER_LENGTH} characters.")
+        raise InvalidInput(f"Invalid {what}: longer than {MAX_FILTER_LENGTH} characters.")
     try:
-        tree: Predicate = _ToTree().transform(_parser().parse(text))
-        depth = _depth(tree)
+        return _ToTree(fields).transform(_parser().parse(text, start=start))
     except UnexpectedInput as error:
         where = error.get_context(text).rstrip() if (error.pos_in_stream or 0) >= 0 else "at its end"
-        raise InvalidInput(f"Invalid filter string, not understood here:\n{where}") from error
+        raise InvalidInput(f"Invalid {what}, not understood here:\n{where}") from error
     except VisitError as error:
         if isinstance(error.orig_exc, InvalidInput):
             raise error.orig_exc from error
-        raise InvalidInput("Invalid filter string: nested too deeply.") from error
+        raise InvalidInput(f"Invalid {what}: nested too deeply.") from error
     except RecursionError as error:
-        raise InvalidInput("Invalid filter string: nested too deeply.") from error
-    if depth > MAX_DEPTH:
-        raise InvalidInput(f"Invalid filter string: nested more than {MAX_DEPTH} deep.")
-    return tree
+        raise InvalidInput(f"Invalid {what}: nested too deeply.") from error
 
 
 def _depth(predicate: Predicate) -> int:
@@ -259,20 +290,11 @@ def _depth(predicate: Predicate) -> int:
             return 1 + max(map(_depth, operands), default=0)
 
 
-def parse_order(text: str) -> OrderBy:
-    """The order that ``entity.key [ASC|DESC]`` names.
-
-    Raises:
-        InvalidInput: no such field.
-    """
-    name, direction = text.strip(), "ASC"
-    head, _space, tail = name.rpartition(" ")
-    if head and tail.upper() in {"ASC", "DESC"}:
-        name, direction = head.strip(), tail.upper()
-    entity, dot, key = name.partition(".")
-    quoted = dot and len(key) > 2 and key[0] == key[-1] and key[0] in '`"'
-    field = make_field(entity, key[1:-1]) if quoted else make_field(name.strip('`"'))
-    return OrderBy(field, direction == "ASC")
+def conjuncts(predicate: Predicate) -> tuple[Predicate, ...]:
+    """The parts that must all hold."""
+    if not isinstance(predicate, AllOf):
+        return (predicate,)
+    return tuple(part for operand in predicate.operands for part in conjuncts(operand))
 
 
 def comparisons(predicate: Predicate) -> Iterator[Comparison]:

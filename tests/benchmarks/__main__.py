@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.benchmarks import artifacts, pipelines, platform_, registry, sdk, tracking
+from tests.benchmarks import artifacts, pipelines, platform_, registry, sdk, search, tracking
 from tests.benchmarks.result import Result, save, show
 from tests.platform import ROOT, Platform
 
@@ -20,6 +20,7 @@ WARM: dict[str, Area] = {
     "registry": registry.run,
     "pipelines": pipelines.run,
     "artifacts": artifacts.run,
+    "search": search.run,
 }
 
 

@@ -18,7 +18,8 @@ import pyarrow as pa
 import ray
 
 from mlplat.metrics.model import columns_table, concat, encode, with_experiments
-from mlplat.metrics.queries import CREATE_TABLES, Statement
+from mlplat.metrics.queries import Statement
+from mlplat.metrics.schema import VERSIONS
 from mlplat.metrics.store import MetricStore
 from mlplat.runtime import METRIC_SHARD, NAMESPACE
 from mlplat.sdk.client import API, Client
@@ -81,7 +82,7 @@ def _raw() -> float:
     folder = tempfile.mkdtemp(prefix="mlb-raw-", dir="/tmp")
     try:
         store = MetricStore(f"chdb://{folder}/chdb")
-        store._call("command", CREATE_TABLES[0])
+        store._call("command", VERSIONS[0][0])
         per_insert = RAW_POINTS // BATCH
         tables = [
             with_experiments(concat([batch(f"{b:032}", n * per_insert + b) for b in range(per_insert)]),

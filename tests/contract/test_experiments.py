@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mlplat.errors import AlreadyExists, InvalidInput, NotFound
 from mlplat.tracking.experiments import ExperimentStore
-from mlplat.tracking.model import ViewType
+from mlplat.tracking.model import ViewType, to_ms
 from mlplat.tracking.runs import RunStore
 
 NOW = datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -30,7 +30,7 @@ async def test_the_default_experiment_is_number_zero_and_made_once(store: Experi
     await store.ensure_default()
     default = await store.get(0)
     assert (default.name, default.artifact_location, default.deleted) == ("Default", "mlflow-artifacts:/0", False)
-    assert len(await store.search(ViewType.ALL, 10, 0)) == 1
+    assert len((await store.search(view=ViewType.ALL))[0]) == 1
 
 
 async def test_the_default_experiment_stays_deleted(store: ExperimentStore) -> None:
@@ -182,14 +182,98 @@ async def test_search_shows_the_newest_first_by_view_and_page(store: ExperimentS
     numbers = [await _new(store, f"e{index}", index=str(index)) for index in range(5)]
     await store.set_deleted(numbers[1], True)
 
-    async def ids(view: ViewType, limit: int = 10, offset: int = 0) -> list[int]:
-        return [found.experiment_id for found in await store.search(view, limit, offset)]
+    async def ids(view: ViewType) -> list[int]:
+        return [found.experiment_id for found in (await store.search(view=view))[0]]
 
     newest_first = numbers[::-1]
     assert await ids(ViewType.ALL) == newest_first
     assert await ids(ViewType.DELETED_ONLY) == [numbers[1]]
     assert await ids(ViewType.ACTIVE_ONLY) == [number for number in newest_first if number != numbers[1]]
-    assert await ids(ViewType.ALL, 2, 2) == newest_first[2:4]
-    assert await ids(ViewType.ALL, 2, 10) == []
-    tagged = {found.experiment_id: found.tags for found in await store.search(ViewType.ALL, 10, 0)}
+    tagged = {found.experiment_id: found.tags for found in (await store.search(view=ViewType.ALL))[0]}
     assert tagged == {number: {"index": str(index)} for index, number in enumerate(numbers)}
+
+
+@pytest.mark.parametrize(
+    ("filter_text", "expected"),
+    [
+        ("", "abc"),
+        ("name = 'a one'", "a"),
+        ("attributes.name != 'a one'", "bc"),
+        ("name LIKE '% one'", "ab"),
+        ("name ILIKE 'A%'", "a"),
+        ("experiment.name IN ('a one', 'c two')", "ac"),
+        ("tags.team = 'red'", "ac"),
+        ("tag.team != 'red'", "b"),
+        ("tags.`team` IS NULL", ""),
+        ("tags.extra IS NOT NULL", "c"),
+        ("tags.long LIKE 'x%'", "b"),
+        ("tags.team = 'red' AND NOT name = 'a one'", "c"),
+        ("name = 'b one' OR tags.extra = '1'", "bc"),
+        ("creation_time > 0", "abc"),
+        ("last_update_time < 1000", ""),
+    ],
+)
+async def test_experiments_are_found_by_filter(store: ExperimentStore, filter_text: str, expected: str) -> None:
+    await _new(store, "a one", team="red")
+    await _new(store, "b one", team="blue", long="x" * 5_000)
+    await _new(store, "c two", team="red", extra="1")
+    found, _token = await store.search(filter_text)
+    assert "".join(sorted(experiment.name[0] for experiment in found)) == expected
+
+
+async def test_experiments_are_found_by_number_and_by_the_time_that_callers_see(store: ExperimentStore) -> None:
+    number = await _new(store, "one")
+    await _new(store, "two")
+    created = to_ms((await store.get(number)).created_at)
+    for text in (f"experiment_id = '{number}'", f"experiment_id IN ('{number}')", f"creation_time = {created}"):
+        assert number in [found.experiment_id for found in (await store.search(text))[0]]
+
+
+@pytest.mark.parametrize(
+    ("orders", "expected"),
+    [
+        ([], "dcba"),
+        (["name"], "abcd"),
+        (["name DESC"], "dcba"),
+        (["experiment_id"], "abcd"),
+        (["creation_time ASC"], "abcd"),
+        (["tags.team"], "dbca"),  # equal and missing ones: newest first
+        (["tags.team DESC", "name"], "bdac"),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 3, 4])
+async def test_pages_of_experiments_keep_the_order(
+    store: ExperimentStore, orders: list[str], expected: str, size: int
+) -> None:
+    tags: dict[str, dict[str, str]] = {"a": {}, "b": {"team": "x"}, "c": {}, "d": {"team": "x"}}
+    for name, its in tags.items():
+        await _new(store, name, **its)
+    seen, token = "", None
+    for _page in range(5):
+        found, token = await store.search(order_texts=orders, limit=size, page_token=token)
+        seen += "".join(experiment.name for experiment in found)
+        if token is None:
+            break
+    assert seen == expected
+
+
+@pytest.mark.parametrize("filter_text", ["metrics.a > 1", "params.a = 'x'", "status = 'x'", "name > 'a'", "tags.a = 1"])
+async def test_what_experiments_do_not_have_is_refused(store: ExperimentStore, filter_text: str) -> None:
+    with pytest.raises(InvalidInput):
+        await store.search(filter_text)
+
+
+async def test_a_token_of_another_search_is_refused(store: ExperimentStore) -> None:
+    for name in "abc":
+        await _new(store, name)
+    _found, token = await store.search(limit=1)
+    assert token is not None
+    for filter_text, orders, view in (
+        ("name = 'a'", [], ViewType.ACTIVE_ONLY),
+        ("", ["name"], ViewType.ACTIVE_ONLY),
+        ("", [], ViewType.ALL),
+    ):
+        with pytest.raises(InvalidInput, match="Invalid page token"):
+            await store.search(filter_text, orders, view, 1, token)
+    found, _token = await store.search(limit=1, page_token=token)
+    assert [experiment.name for experiment in found] == ["b"]

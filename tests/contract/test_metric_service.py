@@ -202,7 +202,7 @@ async def test_a_shard_that_died_between_insert_and_mark_counts_points_once(
     await abandon(first)
     second = await start()
     assert await _count(second, run) == 30
-    rows = as_table(await second.query(queries.latest([1], [run]))).to_pylist()
+    rows = as_table(await second.query(queries.latest([run]))).to_pylist()
     assert [(row["value"], row["step"]) for row in rows] == [(29.0, 29)]
 
 

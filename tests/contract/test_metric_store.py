@@ -11,7 +11,7 @@ import pytest
 from mlplat.errors import Unavailable
 from mlplat.metrics import queries
 from mlplat.metrics.model import Point
-from mlplat.metrics.queries import Statement
+from mlplat.metrics.queries import SEPARATOR, MetricTest, Statement
 from mlplat.metrics.store import MetricStore
 from tests.contract.chdb import another_store, stored, stored_points, unique, unique_number
 
@@ -32,7 +32,7 @@ class Probe:
         self.store.insert(stored(self.experiment, run or self.run, points))
 
     def latest(self, key: str = "m", run: str | None = None) -> tuple[float, int, int]:
-        rows = self.store.query(queries.latest([self.experiment], [run or self.run])).to_pylist()
+        rows = self.store.query(queries.latest([run or self.run])).to_pylist()
         [row] = [row for row in rows if row["key"] == key]
         return row["value"], row["step"], row["timestamp"]
 
@@ -41,8 +41,11 @@ class Probe:
         return [(row["timestamp"], row["step"], row["value"]) for row in rows]
 
     def matching(self, comparator: str, value: float, key: str = "m") -> set[str]:
-        rows = self.store.query(queries.runs_where([self.experiment], key, comparator, value)).to_pylist()
-        return {row["run_id"] for row in rows}
+        return self.passing(MetricTest(key, "last", comparator, value))
+
+    def passing(self, *tests: MetricTest) -> set[str]:
+        [row] = self.store.query(queries.matching([self.experiment], tests)).to_pylist()
+        return set(row["run_ids"].split(SEPARATOR)) - {""}
 
 
 @pytest.fixture
@@ -102,15 +105,16 @@ def test_last_values_are_per_key_run_and_experiment(probe: Probe, metric_store: 
     probe.write(Point("m", 1.0, 1, 1), Point("Größe/x y", 2.0, 1, 1))
     probe.write(Point("m", 3.0, 1, 1), run=second)
     other.write(Point("m", 4.0, 1, 9))
-    rows = probe.store.query(queries.latest([probe.experiment], [probe.run, second, other.run])).to_pylist()
+    rows = probe.store.query(queries.latest([probe.run, second])).to_pylist()
     assert [(row["run_id"], row["key"], row["value"]) for row in rows] == sorted(
         [(probe.run, "Größe/x y", 2.0), (probe.run, "m", 1.0), (second, "m", 3.0)],
         key=lambda row: (row[0], row[1].encode()),
     )
-    both = probe.store.query(queries.latest([probe.experiment, other.experiment], [other.run])).to_pylist()
-    assert [row["value"] for row in both] == [4.0]
-    values = probe.store.query(queries.last_values([probe.experiment], "m")).to_pylist()
-    assert {row["run_id"]: row["value"] for row in values} == {probe.run: 1.0, second: 3.0}
+    assert other.latest() == (4.0, 9, 1)
+    [row] = probe.store.query(queries.values([probe.experiment], "m", "last")).to_pylist()
+    run_ids, numbers = row["run_ids"].split(SEPARATOR), row["numbers"].split(SEPARATOR)
+    assert dict(zip(run_ids, map(float, numbers), strict=True)) == {probe.run: 1.0, second: 3.0}
+    assert set(row["in_experiments"].split(SEPARATOR)) == {str(probe.experiment)}
 
 
 def test_exact_repeats_collapse_and_other_values_do_not(probe: Probe) -> None:
@@ -185,7 +189,41 @@ def test_predicates_look_into_the_named_experiments_only(probe: Probe, metric_st
     probe.write(Point("m", 1.0, 1, 1))
     other.write(Point("m", 1.0, 1, 1))
     assert probe.matching("=", 1.0) == {probe.run}
-    assert probe.store.query(queries.runs_where([], "m", "=", 1.0)).num_rows == 0
+    [row] = probe.store.query(queries.matching([], [MetricTest("m", "last", "=", 1.0)])).to_pylist()
+    assert row["run_ids"] == ""
+
+
+def test_tests_of_several_metrics_and_aggregates_hold_together(probe: Probe) -> None:
+    one, two, nan = unique("one"), unique("two"), unique("nan")
+    probe.write(Point("a", 1.0, 1, 1), Point("a", 5.0, 1, 2), Point("b", 2.0, 1, 1), run=one)
+    probe.write(Point("a", 3.0, 1, 1), Point("a", NAN, 1, 2), run=two)
+    probe.write(Point("a", NAN, 1, 1), run=nan)
+    assert probe.passing(MetricTest("a", "min", "<", 2.0)) == {one}
+    assert probe.passing(MetricTest("a", "max", ">=", 3.0)) == {one, two}
+    assert probe.passing(MetricTest("a", "max", "!=", 3.0)) == {one, nan}  # NaN differs from every number
+    assert probe.passing(MetricTest("a", "last", "IN", (5.0, 6.0)), MetricTest("b", "last", "=", 2.0)) == {one}
+    assert probe.passing(MetricTest("a", "last", "NOT IN", (5.0,))) == {two, nan}
+    assert probe.passing(MetricTest("a", "last", "=", 5.0), MetricTest("b", "last", "=", 3.0)) == set()
+
+
+@pytest.mark.parametrize("ascending", [True, False])
+def test_values_come_in_order_in_slices_with_ties_and_nan_last(probe: Probe, ascending: bool) -> None:
+    written = [0.5, 2.0, 2.0, 2.0, -INF, INF, NAN, NAN, -1.0]
+    runs = {unique(str(number)): value for number, value in enumerate(written)}
+    for run, value in runs.items():
+        probe.write(Point("m", value, 1, 1), run=run)
+    seen: list[str] = []
+    start: tuple[float, bool] | None = None
+    while True:
+        statement = queries.ordered([probe.experiment], "m", "last", ascending, (), 2, start)
+        [row] = probe.store.query(statement).to_pylist()
+        seen += row["run_ids"].split(SEPARATOR) if row["found"] else []
+        if row["found"] < 2:
+            break
+        start = NAN if row["last_nan"] else row["last_number"], True
+    assert len(seen) == len(set(seen)) == len(written)
+    numbers = sorted((value for value in written if not math.isnan(value)), reverse=not ascending)
+    assert [str(runs[run]) for run in seen] == [str(value) for value in [*numbers, NAN, NAN]]
 
 
 @pytest.mark.parametrize("hostile", ["'); DROP TABLE metric_points; --", "a\\'b", "{value:Float64}", "%(x)s", '`"\n\t'])

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+import socket
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
+import mlflow as mlflow_module
 import pyarrow as pa
 import pytest
+import uvicorn
 from fastapi import FastAPI
+from mlflow import MlflowClient
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mlplat import __version__
@@ -28,8 +34,10 @@ from mlplat.pipelines.store import PipelineStore
 from mlplat.registry.service import RegistryService
 from mlplat.registry.store import RegistryStore
 from mlplat.sdk.process import this_process
+from mlplat.tracking.datasets import DatasetStore
 from mlplat.tracking.experiments import ExperimentStore
 from mlplat.tracking.heartbeats import HeartbeatStore
+from mlplat.tracking.logged_models import LoggedModelStore
 from mlplat.tracking.model import RunUpdate
 from mlplat.tracking.runs import RunStore, write_update
 from tests.contract.chdb import as_table, new_service, unique
@@ -104,10 +112,9 @@ async def _check_imports(names: Sequence[str]) -> Mapping[str, str]:
     return find_import_problems(names)
 
 
-@pytest.fixture(scope="session")
-async def stack(template_url: str, state_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
-    """One app on a database of its own, for the whole session; tests use names of their own."""
-    folder = tmp_path_factory.mktemp("artifacts")
+@asynccontextmanager
+async def open_stack(template_url: str, state_dir: Path, folder: Path) -> AsyncIterator[Stack]:
+    """An app on a database of its own, with its artifacts in ``folder``."""
     async with own_database(template_url, state_dir) as engine:
         metrics = new_service(engine, unique("http"), ttl_s=TTL_S)
         registry = RegistryService(engine, LeaseKeeper(engine, "registry", "holder", TTL_S))
@@ -122,6 +129,8 @@ async def stack(template_url: str, state_dir: Path, tmp_path_factory: pytest.Tem
             experiments=experiments,
             runs=RunStore(engine),
             heartbeats=HeartbeatStore(engine),
+            datasets=DatasetStore(engine),
+            logged_models=LoggedModelStore(engine),
             metrics=Metrics(metrics),
             registry=RegistryStore(engine),
             registry_writer=registry,
@@ -133,6 +142,56 @@ async def stack(template_url: str, state_dir: Path, tmp_path_factory: pytest.Tem
         yield Stack(create_app(services, __version__), engine, services, executor, actors, folder)
         for service in (scheduler, registry, metrics):
             await service.stop()
+
+
+@pytest.fixture(scope="session")
+async def stack(template_url: str, state_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+    """One app for the whole session; tests use names of their own."""
+    async with open_stack(template_url, state_dir, tmp_path_factory.mktemp("artifacts")) as stack:
+        yield stack
+
+
+async def _serve(
+    template_url: str, state_dir: Path, folder: Path, listener: socket.socket, ready: Future[uvicorn.Server]
+) -> None:
+    try:
+        async with open_stack(template_url, state_dir, folder) as stack:
+            server = uvicorn.Server(uvicorn.Config(stack.app, log_level="warning", lifespan="off"))
+            ready.set_result(server)
+            await server.serve(sockets=[listener])
+    except BaseException as error:
+        if not ready.done():
+            ready.set_exception(error)
+        raise
+
+
+@pytest.fixture(scope="session")
+def server_url(template_url: str, state_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The app behind a real server on a free port, for clients that block: it has a thread and a loop of its own."""
+    ready: Future[uvicorn.Server] = Future()
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as thread:
+        work = _serve(template_url, state_dir, tmp_path_factory.mktemp("served"), listener, ready)
+        serving = thread.submit(asyncio.run, work)
+        server = ready.result(timeout=60)
+        # The socket listens already: a request that comes before the server waits for it.
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        serving.result(timeout=60)
+
+
+@pytest.fixture
+def mlflow_client(server_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[MlflowClient]:
+    """The stock client; the fluent API uses the same server, and an experiment of this test's own."""
+    monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    # Finding out what a model imports takes a process and many seconds; the client does without it then.
+    monkeypatch.setenv("MLFLOW_REQUIREMENTS_INFERENCE_TIMEOUT", "1")
+    monkeypatch.chdir(tmp_path)
+    mlflow_module.set_tracking_uri(server_url)
+    mlflow_module.set_experiment(unique("client"))
+    yield MlflowClient(server_url)
+    while mlflow_module.active_run() is not None:
+        mlflow_module.end_run()
 
 
 @pytest.fixture

@@ -85,7 +85,7 @@ async def test_a_taken_name_is_400_even_when_its_experiment_is_deleted(mlflow: M
         ("POST", "experiments/create", {"name": "  "}, 400, INVALID, "name"),
         ("POST", "experiments/create", {"name": "x" * 501}, 400, INVALID, "501 characters"),
         ("POST", "experiments/create", {"name": 7}, 400, INVALID, "$.name"),
-        ("POST", "experiments/create", {"name": None}, 400, INVALID, "$.name"),
+        ("POST", "experiments/create", {"name": None}, 400, INVALID, "Missing value for required parameter 'name'"),
         ("POST", "experiments/create", {"name": "x", "tags": "t"}, 400, INVALID, "$.tags"),
         ("POST", "experiments/create", {"name": "x", "tags": [{"value": "v"}]}, 400, INVALID, "key"),
         ("POST", "experiments/create", {"name": "x", "tags": [{"key": "../a"}]}, 400, INVALID, "Invalid tag name"),
@@ -97,6 +97,9 @@ async def test_a_taken_name_is_400_even_when_its_experiment_is_deleted(mlflow: M
         ("POST", "experiments/set-experiment-tag", {"experiment_id": "0"}, 400, INVALID, "'key'"),
         ("POST", "experiments/set-experiment-tag", {"experiment_id": "0", "key": "/a"}, 400, INVALID, "Invalid tag"),
         ("POST", "experiments/delete-experiment-tag", {"experiment_id": "0", "key": "no"}, 404, MISSING, "No tag with"),
+        ("POST", "experiments/search", {}, 400, INVALID, "required parameter 'max_results'"),
+        ("POST", "experiments/search", {"max_results": 1, "filter": "x = 'y'"}, 400, INVALID, "Invalid attribute key"),
+        ("POST", "experiments/search", {"max_results": 1, "order_by": ["tags"]}, 400, INVALID, "Invalid attribute key"),
         ("POST", "experiments/search", {"max_results": 0}, 400, INVALID, "'max_results'"),
         ("POST", "experiments/search", {"max_results": 50_001}, 400, INVALID, "'max_results'"),
         ("POST", "experiments/search", {"max_results": "many"}, 400, INVALID, "$.max_results"),
@@ -156,6 +159,17 @@ async def test_search_pages_through_everything_newest_first(mlflow: MLflow) -> N
     assert len(set(seen)) == len(seen)
 
 
+async def test_search_filters_and_orders(mlflow: MLflow) -> None:
+    prefix = unique("found")
+    for name in ("b", "a", "c"):
+        number = await mlflow.experiment(f"{prefix}-{name}")
+        await mlflow.call("POST", "experiments/set-experiment-tag", experiment_id=number, key="odd", value=name)
+    fields = {"max_results": 10, "filter": f"name LIKE '{prefix}%' AND tags.odd != 'c'"}
+    for method in ("POST", "GET"):
+        answer = await mlflow.call(method, "experiments/search", **fields, order_by=["name"])
+        assert [found["name"] for found in answer["experiments"]] == [f"{prefix}-a", f"{prefix}-b"]
+
+
 @pytest.mark.parametrize(
     ("view", "shown"),
     [(None, "active"), ("ACTIVE_ONLY", "active"), (1, "active"), ("1", "active"), ("DELETED_ONLY", "deleted"),
@@ -175,6 +189,16 @@ async def test_search_views_are_named_or_numbered(mlflow: MLflow, view: str | in
 async def test_fields_that_are_unknown_are_ignored(mlflow: MLflow) -> None:
     created = await mlflow.call("POST", "experiments/create", name=unique("e"), surprise={"a": [1]})
     await mlflow.call("GET", "experiments/get", **created, surprise="x")
+
+
+async def test_a_null_is_a_field_that_is_not_set(mlflow: MLflow) -> None:
+    tags = [{"key": "a", "value": None}, {"key": "b", "value": "null"}]
+    created = await mlflow.call(
+        "POST", "experiments/create", name=unique("e"), artifact_location=None, tags=tags, extra={"a": None}
+    )  # fmt: skip
+    found = (await mlflow.call("GET", "experiments/get", **created))["experiment"]
+    assert {tag["key"]: tag["value"] for tag in found["tags"]} == {"a": "", "b": "null"}
+    await mlflow.refused(400, INVALID, "$.tags", "POST", "experiments/create", name=None, tags=[None])
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b"null", b'"x"', b"7", b'{"name": NaN}', b"\xff", b'{"name":"a\x00"}'])

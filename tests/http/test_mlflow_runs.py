@@ -86,6 +86,17 @@ async def test_an_unknown_status_changes_nothing(mlflow: MLflow) -> None:
     assert "end_time" not in info
 
 
+@pytest.mark.parametrize(
+    ("number", "name"), enumerate(["RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"], start=1)
+)
+async def test_a_status_may_be_sent_by_its_number(mlflow: MLflow, number: int, name: str) -> None:
+    for sent in (number, str(number)):
+        answer = await mlflow.call("POST", "runs/update", run_id=await mlflow.run(), status=sent)
+        assert answer["run_info"]["status"] == name
+    answer = await mlflow.call("POST", "runs/update", run_id=await mlflow.run(), status=6)
+    assert answer["run_info"]["status"] == "RUNNING"
+
+
 @pytest.mark.parametrize("status", ["RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"])
 async def test_every_status_is_a_name_on_the_wire(mlflow: MLflow, status: str) -> None:
     run_id = await mlflow.run()
@@ -435,8 +446,8 @@ async def test_searching_no_experiment_finds_nothing(mlflow: MLflow) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"filter": "metrics.acc > 'x'"}, "Expected a number"),
-        ({"filter": "params.p = 1"}, "quoted string"),
+        ({"filter": "metrics.acc > 'x'"}, "Expected numeric value type for metric"),
+        ({"filter": "tags.p = 1"}, "quoted string"),
         ({"filter": "nonsense"}, "Invalid filter string"),
         ({"filter": "attributes.nobody = 'x'"}, "Invalid attribute key"),
         ({"order_by": ["nonsense.x"]}, "Invalid entity type"),
@@ -444,6 +455,10 @@ async def test_searching_no_experiment_finds_nothing(mlflow: MLflow) -> None:
         ({"max_results": 50_001}, "'max_results'"),
         ({"page_token": "no"}, "Invalid page token"),
         ({"page_token": "-1"}, "Invalid page token"),
+        ({"page_token": "eyJxIjoieCIsInYiOltdfQ=="}, "another filter"),
+        ({"order_by": ["metrics.a", "metrics.a DESC"]}, "duplicate fields"),
+        ({"filter": "min(params.a) > 1"}, "it takes a metric"),
+        ({"filter": "avg(metrics.a) > 1"}, "Invalid function"),
         ({"run_view_type": "SOME"}, "Invalid view type"),
         ({"experiment_ids": ["x"]}, "Invalid experiment ID"),
         ({"experiment_ids": "0"}, "$.experiment_ids"),

@@ -20,7 +20,7 @@ from mlplat.pipelines.loader import parse_yaml
 from mlplat.pipelines.outputs import store_output
 from mlplat.pipelines.spec import PipelineSpec
 from mlplat.settings import embedded_postgres_url
-from mlplat.tracking.filters import compile_filter
+from mlplat.tracking.filters import RUNS, FilterCompiler
 from mlplat.tracking.search import parse_filter
 
 STEPS = "name: p\nsteps:\n  a:\n    uses: m:f\n"
@@ -119,7 +119,7 @@ def test_a_number_beyond_every_float_is_refused() -> None:
 def test_an_endless_filter_is_refused_or_works(text: str) -> None:
     with suppress(InvalidInput):
         dialect = psycopg.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves its dialects untyped
-        compile_filter(parse_filter(text), {}).compile(dialect=dialect)
+        FilterCompiler(RUNS).compile(parse_filter(text)).compile(dialect=dialect)
 
 
 @pytest.mark.parametrize("folder", ["/srv/a+b", "/srv/a&b", "/srv/a%20b"])

@@ -9,19 +9,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlplat.errors import InvalidInput
+from mlplat.tracking.fields import (
+    EXPERIMENT_FIELDS,
+    LOGGED_MODEL_FIELDS,
+    MODEL_VERSION_FIELDS,
+    REGISTERED_MODEL_FIELDS,
+    Aggregate,
+    Entity,
+    Field,
+    Fields,
+)
 from mlplat.tracking.search import (
     MAX_FILTER_LENGTH,
     AllOf,
     AnyOf,
     Comparison,
-    Entity,
-    Field,
     Not,
     OrderBy,
     Predicate,
     comparisons,
+    conjuncts,
     parse_filter,
     parse_order,
+    parse_orders,
 )
 
 
@@ -130,7 +140,7 @@ def test_texts_know_every_comparator(
     "text",
     [
         "metrics.loss LIKE 'x'",
-        "metrics.loss IN ('x')",
+        "metrics.loss IS NOT NULL",
         "metrics.loss IS NULL",
         "start_time ILIKE '1'",
         "params.lr > '1'",
@@ -144,13 +154,15 @@ def test_a_comparator_of_the_other_kind_is_refused(text: str) -> None:
         parse_filter(text)
 
 
-@pytest.mark.parametrize("text", ["metrics.loss > '1'", "start_time = '1'", 'metrics.loss != "nan"'])
+@pytest.mark.parametrize(
+    "text", ["metrics.loss > '1'", "start_time = '1'", 'metrics.loss != "nan"', "metrics.loss IN ('x')"]
+)
 def test_a_text_for_a_number_is_refused(text: str) -> None:
-    with pytest.raises(InvalidInput, match="Expected a number"):
+    with pytest.raises(InvalidInput, match="Expected numeric value type"):
         parse_filter(text)
 
 
-@pytest.mark.parametrize("text", ["params.lr = 1", "tags.a != 0.5", "status = 1"])
+@pytest.mark.parametrize("text", ["tags.a = 1", "tags.a != 0.5", "status = 1", "tags.a IN (1, 2)", "dataset.name = 1"])
 def test_a_number_for_a_text_is_refused(text: str) -> None:
     with pytest.raises(InvalidInput, match="Expected a quoted string value"):
         parse_filter(text)
@@ -282,7 +294,7 @@ def test_an_unknown_attribute_is_refused(text: str) -> None:
         parse_filter(text)
 
 
-@pytest.mark.parametrize("text", ["foo.bar = 'x'", "Metrics.a = 'x'", "run.x.y = 'x'", "dataset.name = 'x'"])
+@pytest.mark.parametrize("text", ["foo.bar = 'x'", "Metrics.a = 'x'", "run.x.y = 'x'", "datset.name = 'x'"])
 def test_an_unknown_entity_is_refused(text: str) -> None:
     with pytest.raises(InvalidInput, match=r"Invalid (entity type|attribute key)"):
         parse_filter(text)
@@ -356,6 +368,9 @@ pieces = st.sampled_from(
         "'x'",
         "1",
         ",",
+        "min",
+        "params.p",
+        " DESC",
         " LIKE ",
         " IS ",
         "NULL",
@@ -416,3 +431,91 @@ def written(predicate: Predicate) -> str:
 @given(trees)
 def test_a_tree_that_is_written_out_is_read_back(tree: Predicate) -> None:
     assert parse_filter(written(tree)) == tree
+
+
+@pytest.mark.parametrize(
+    ("text", "aggregate", "key"),
+    [
+        ("min(metrics.loss)", Aggregate.MIN, "loss"),
+        ("MAX( metrics.`val loss` )", Aggregate.MAX, "val loss"),
+        ("last(metric.loss.min)", Aggregate.LAST, "loss.min"),
+        ("metrics.loss.min", Aggregate.LAST, "loss.min"),
+        ('max("metrics.a b")', Aggregate.MAX, "a b"),
+    ],
+)
+def test_aggregates_are_calls_and_do_not_collide_with_keys(text: str, aggregate: Aggregate, key: str) -> None:
+    expected = Field(Entity.METRIC, key, aggregate)
+    assert parse_filter(f"{text} < 0.1") == Comparison(expected, "<", 0.1)
+    assert parse_order(f"{text} DESC") == OrderBy(expected, False)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["avg(metrics.a) > 1", "min(params.a) > 1", "min(a) > 1", "min(min(metrics.a)) > 1", "min() > 1", "min(*) > 1"],
+)
+def test_what_is_no_aggregate_of_a_metric_is_refused(text: str) -> None:
+    with pytest.raises(InvalidInput):
+        parse_filter(text)
+
+
+@pytest.mark.parametrize("comparator", ["=", "!=", ">", ">=", "<", "<="])
+def test_a_bare_number_makes_a_param_a_number_and_a_quoted_one_a_text(comparator: str) -> None:
+    number = parse_filter(f"params.lr {comparator} 1e-3")
+    assert isinstance(number, Comparison)
+    assert (number.value, number.is_numeric) == (0.001, True)
+    if comparator in {"=", "!="}:
+        text = parse_filter(f"params.lr {comparator} '1e-3'")
+        assert isinstance(text, Comparison)
+        assert (text.value, text.is_numeric) == ("1e-3", False)
+
+
+@pytest.mark.parametrize("name", ["metrics.a", "params.a", "start_time", "duration", "max(metrics.a)"])
+def test_numbers_may_be_listed(name: str) -> None:
+    for comparator in ("IN", "NOT IN"):
+        parsed = parse_filter(f"{name} {comparator} (1, -2.5)")
+        assert isinstance(parsed, Comparison)
+        assert (parsed.comparator, parsed.value) == (comparator, (1.0, -2.5))
+
+
+@pytest.mark.parametrize("text", ["params.a IN (1, 'x')", "metrics.a IN (1, 'x')", "metrics.a IN (1e999)"])
+def test_a_list_holds_one_kind_of_values(text: str) -> None:
+    with pytest.raises(InvalidInput):
+        parse_filter(text)
+
+
+@pytest.mark.parametrize("key", ["name", "digest", "context"])
+def test_datasets_have_a_name_a_digest_and_a_context(key: str) -> None:
+    for prefix in ("dataset", "datasets"):
+        assert field(f"{prefix}.{key}") == Field(Entity.DATASET, key)
+    with pytest.raises(InvalidInput, match="many datasets"):
+        parse_order(f"dataset.{key}")
+
+
+@pytest.mark.parametrize(
+    ("fields", "known", "unknown"),
+    [
+        (EXPERIMENT_FIELDS, ["name = 'x'", "tags.a = 'x'", "creation_time > 1"], ["metrics.a > 1", "params.a = 'x'"]),
+        (LOGGED_MODEL_FIELDS, ["metrics.a > 1", "model_type = 'x'", "creation_timestamp > 1"], ["dataset.name = 'x'"]),
+        (REGISTERED_MODEL_FIELDS, ["name LIKE 'x'", "tags.a = 'x'"], ["run_id = 'x'", "metrics.a > 1"]),
+        (MODEL_VERSION_FIELDS, ["version_number > 1", "run_id IN ('x')", "source_path = 'x'"], ["status = 'x'"]),
+    ],
+)
+def test_every_kind_has_fields_of_its_own(fields: Fields, known: list[str], unknown: list[str]) -> None:
+    for text in known:
+        assert isinstance(parse_filter(text, fields), Comparison)
+    for text in unknown:
+        with pytest.raises(InvalidInput):
+            parse_filter(text, fields)
+
+
+def test_a_field_occurs_once_in_an_order() -> None:
+    assert len(parse_orders(["metrics.a", "min(metrics.a)", "tags.a"])) == 3
+    for texts in (["start_time", "created DESC"], ["metrics.a", "last(metrics.a) DESC"]):
+        with pytest.raises(InvalidInput, match="duplicate fields"):
+            parse_orders(texts)
+
+
+def test_conjuncts_are_what_must_hold_together() -> None:
+    assert conjuncts(parse_filter(f"({TEXT_A} AND {TEXT_B}) AND ({TEXT_A} OR {TEXT_C})")) == (A, B, AnyOf((A, C)))
+    assert conjuncts(parse_filter("")) == ()
+    assert conjuncts(parse_filter(TEXT_A)) == (A,)

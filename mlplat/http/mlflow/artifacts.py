@@ -42,10 +42,10 @@ def install(app: FastAPI, services: Services) -> None:
             {"path": entry.path, "is_dir": entry.is_dir} | ({} if entry.size is None else {"file_size": entry.size})
             for entry in entries
         ]
-        return Response(msgspec.json.encode({"files": files}), media_type="application/json")
+        return Response(msgspec.json.encode({"files": files} if files else {}), media_type="application/json")
 
     async def download(request: Request) -> Response:
-        return await _download(services, request)
+        return await send_file(services, _path(request), request)
 
     async def upload(request: Request) -> Response:
         await _upload(services, request)
@@ -129,8 +129,12 @@ async def _put(queue: asyncio.Queue[bytes | None], chunk: bytes | None, writing:
             writing.result()
 
 
-async def _download(services: Services, request: Request) -> Response:
-    path = _path(request)
+async def send_file(services: Services, path: str, request: Request) -> Response:
+    """A file of the store as a download, or the range of it that the request wants.
+
+    Raises:
+        NotFound: no such file.
+    """
     size = await asyncio.to_thread(services.artifacts.size, path)
     start, end, status = 0, size, 200
     wanted = _RANGE.match(request.headers.get("range", ""))

@@ -27,7 +27,10 @@ Answer = dict[str, Any]
 
 @dataclass(frozen=True)
 class Endpoint:
-    """``methods`` and ``path`` below the prefix, the request's struct, and what answers it."""
+    """``methods`` and ``path`` below the prefix, the request's struct, and what answers it.
+
+    ``{name}`` in the path is the request's field of that name.
+    """
 
     methods: tuple[str, ...]
     path: str
@@ -47,10 +50,24 @@ def install(app: FastAPI, services: Services, endpoints: Sequence[Endpoint]) -> 
 def _route(services: Services, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
     async def route(request: Request) -> Response:
         request_id.set(request.headers.get("idempotency-key", "")[:MAX_IDEMPOTENCY_KEY] or uuid.uuid4().hex)
-        answer = await endpoint.handler(services, await decode_request(request, endpoint.request))
+        _check_content_type(request)
+        decoded = await decode_request(request, endpoint.request)
+        for name, value in request.path_params.items():
+            setattr(decoded, name, value)
+        answer = await endpoint.handler(services, decoded)
         return Response(msgspec.json.encode(answer), media_type="application/json")
 
     return route
+
+
+def _check_content_type(request: Request) -> None:
+    if request.method != "POST":
+        return
+    content_type = request.headers.get("content-type")
+    if content_type is None:
+        raise InvalidInput("Bad Request. Content-Type header is missing.")
+    if content_type.partition(";")[0].strip().lower() != "application/json":
+        raise InvalidInput("Bad Request. Content-Type must be one of ['application/json'].")
 
 
 def require(name: str, value: str | None) -> str:
@@ -105,6 +122,14 @@ def paged(name: str, items: Sequence[Any], limit: int, offset: int) -> Answer:
     answer: Answer = {name: list(items[:limit])} if items else {}
     if len(items) > limit:
         answer["next_page_token"] = str(offset + limit)
+    return answer
+
+
+def token_page(name: str, items: Sequence[Any], next_token: str | None) -> Answer:
+    """A page, and where the next one starts; what is empty is absent."""
+    answer: Answer = {name: items} if items else {}
+    if next_token is not None:
+        answer["next_page_token"] = next_token
     return answer
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from mlplat.errors import InvalidInput
-from mlplat.http.mlflow.endpoint import Answer, Endpoint, check_limit, page_offset, paged, require
+from mlplat.http.mlflow.endpoint import Answer, Endpoint, check_limit, require, token_page
 from mlplat.http.services import Services
 from mlplat.tracking.model import Experiment, ViewType, parse_experiment_id, to_ms
 
@@ -42,7 +42,7 @@ class ByName(msgspec.Struct):
 class Search(msgspec.Struct):
     """experiments/search"""
 
-    max_results: int = 1000
+    max_results: int | None = None
     page_token: str | None = None
     filter: str = ""
     order_by: list[str] = []
@@ -118,11 +118,13 @@ async def get_by_name(services: Services, request: ByName) -> Answer:
 
 async def search(services: Services, request: Search) -> Answer:
     """POST and GET experiments/search"""
-    if request.filter.strip():
-        raise InvalidInput("Filters on experiments are not supported yet; leave 'filter' empty.")
-    limit, offset = check_limit(request.max_results, MAX_PAGE), page_offset(request.page_token)
-    found = await services.experiments.search(view_type(request.view_type), limit + 1, offset)
-    return paged("experiments", [wire_experiment(experiment) for experiment in found], limit, offset)
+    if request.max_results is None:
+        raise InvalidInput("Missing value for required parameter 'max_results'. See the API docs for more information.")
+    found, token = await services.experiments.search(
+        request.filter, request.order_by, view_type(request.view_type), check_limit(request.max_results, MAX_PAGE),
+        request.page_token,
+    )  # fmt: skip
+    return token_page("experiments", [wire_experiment(experiment) for experiment in found], token)
 
 
 async def update(services: Services, request: Update) -> Answer:

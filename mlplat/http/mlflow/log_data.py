@@ -10,6 +10,7 @@ import pyarrow as pa
 from mlplat.errors import InvalidInput
 from mlplat.http.mlflow.endpoint import Answer, Endpoint, parse_double, require
 from mlplat.http.mlflow.experiments import Tag
+from mlplat.http.mlflow.model_metrics import attach_model_metrics, check_models
 from mlplat.http.mlflow.runs import ById, run_id_of
 from mlplat.http.services import Services
 from mlplat.keys import check_key
@@ -32,6 +33,9 @@ class Metric(msgspec.Struct):
     value: float | str | None = None
     timestamp: int | None = None
     step: int = 0
+    model_id: str | None = None
+    dataset_name: str | None = None
+    dataset_digest: str | None = None
 
 
 class LogMetric(ById):
@@ -41,6 +45,9 @@ class LogMetric(ById):
     value: float | str | None = None
     timestamp: int | None = None
     step: int = 0
+    model_id: str | None = None
+    dataset_name: str | None = None
+    dataset_digest: str | None = None
 
 
 class LogPair(ById):
@@ -90,7 +97,11 @@ def _update(run_id: str, params: Sequence[Tag], tags: Sequence[Tag]) -> RunUpdat
 
 async def log_metric(services: Services, request: LogMetric) -> Answer:
     """POST runs/log-metric"""
-    await services.metrics.append(_metrics_batch(run_id_of(request), [request]))
+    run_id = run_id_of(request)
+    batch = _metrics_batch(run_id, [request])
+    await check_models(services, [request])
+    await services.metrics.append(batch)
+    await attach_model_metrics(services, run_id, [request])
     return {}
 
 
@@ -128,7 +139,10 @@ async def log_batch(services: Services, request: LogBatch) -> Answer:
     update = _update(run_id, request.params, request.tags)
     if request.metrics:
         has_update = bool(update.params or update.tags)
-        await services.metrics.append(_metrics_batch(run_id, request.metrics), update if has_update else None)
+        batch = _metrics_batch(run_id, request.metrics)
+        await check_models(services, request.metrics)
+        await services.metrics.append(batch, update if has_update else None)
+        await attach_model_metrics(services, run_id, request.metrics)
     else:
         await services.runs.log(run_id, update.params, update.tags)
     return {}

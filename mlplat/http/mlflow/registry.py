@@ -34,6 +34,7 @@ MAX_MODELS_PAGE = 1_000
 MAX_VERSIONS_PAGE = 200_000
 STAGE = "None"
 _RUNS_URI = re.compile(r"runs:/(?P<run_id>[^/]+)(?:/(?P<path>.*))?\Z")
+_MODEL_URI = re.compile(r"models:/(?P<model_id>m-[0-9a-f]+)\Z")
 #: Filters that the fluent client sends; the full grammar comes with search over the registry.
 _EQUALS = re.compile(r"\s*(?P<key>\w+)\s*=\s*(?:'(?P<a>[^']*)'|\"(?P<b>[^\"]*)\")\s*\Z")
 _LIKE = re.compile(r"\s*name\s+LIKE\s+(?:'(?P<a>[^']*)'|\"(?P<b>[^\"]*)\")\s*\Z", re.IGNORECASE)
@@ -272,9 +273,12 @@ async def create_version(services: Services, request: CreateVersionRequest) -> A
 
 
 async def _resolve_source(services: Services, source: str, run_id: str | None) -> str:
-    """Where the version's files are: ``runs:/`` names a run's artifacts, anything else itself."""
+    """Where the version's files are: ``runs:/`` and ``models:/m-…`` name a run's or model's, anything else itself."""
     if ".." in source.replace("%2e", ".").replace("%2E", "."):
         raise InvalidInput(f"Invalid model version source: '{source[:200]}'. It may not contain '..'.")
+    model = _MODEL_URI.match(source)
+    if model is not None:
+        return (await services.logged_models.get(model["model_id"])).artifact_location
     match = _RUNS_URI.match(source)
     if match is None:
         return source

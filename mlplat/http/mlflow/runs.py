@@ -1,36 +1,30 @@
-"""MLflow's run and artifact-listing endpoints."""
+"""MLflow's run endpoints."""
 
 from __future__ import annotations
 
-import asyncio
+import math
+from dataclasses import asdict
 
 import msgspec
 
-from mlplat.artifacts.model import safe_path
-from mlplat.errors import InvalidInput
 from mlplat.http.mlflow.endpoint import (
     Answer,
     Endpoint,
     check_limit,
-    page_offset,
-    paged,
     request_id,
     require,
+    token_page,
     wire_double,
 )
 from mlplat.http.mlflow.experiments import Tag, view_type
 from mlplat.http.services import Services
-from mlplat.tracking.model import (
-    Run,
-    RunStatus,
-    from_ms,
-    parse_experiment_id,
-    run_id_for,
-    to_ms,
-)
-from mlplat.tracking.run_search import FoundRun, search_runs, with_metrics
+from mlplat.tracking.inputs import DatasetInput, RunLinks
+from mlplat.tracking.model import Run, RunStatus, from_ms, parse_experiment_id, run_id_for, to_ms
+from mlplat.tracking.run_search import FoundRun, MetricPoint, search_runs, with_metrics
 
 MAX_PAGE = 50_000
+#: A status may be sent by its number.
+_STATUS_NUMBERS = {"1": "RUNNING", "2": "SCHEDULED", "3": "FINISHED", "4": "FAILED", "5": "KILLED"}
 
 
 class Create(msgspec.Struct):
@@ -55,7 +49,7 @@ class ById(msgspec.Struct):
 class Update(ById):
     """runs/update"""
 
-    status: str | None = None
+    status: str | int | None = None
     end_time: int | None = None
     run_name: str | None = None
     #: Not MLflow's: when a process went on with the run; says nothing about a run that has ended since.
@@ -71,18 +65,6 @@ class Search(msgspec.Struct):
     max_results: int = 1000
     order_by: list[str] = []
     page_token: str | None = None
-
-
-class SearchLoggedModels(msgspec.Struct):
-    """logged-models/search"""
-
-    experiment_ids: list[str] = []
-
-
-class ListArtifacts(ById):
-    """artifacts/list"""
-
-    path: str = ""
 
 
 def run_id_of(request: ById) -> str:
@@ -116,15 +98,36 @@ def wire_run(found: FoundRun) -> Answer:
     """A run as MLflow writes it; empty lists are absent."""
     data: Answer = {}
     if found.metrics:
-        data["metrics"] = [
-            {"key": point.key, "value": wire_double(point.value), "timestamp": point.timestamp, "step": point.step}
-            for point in found.metrics
-        ]
+        data["metrics"] = [point if math.isfinite(point.value) else _wire_point(point) for point in found.metrics]
     if found.run.params:
         data["params"] = [{"key": key, "value": value} for key, value in found.run.params.items()]
     if found.run.tags:
         data["tags"] = [{"key": key, "value": value} for key, value in found.run.tags.items()]
-    return {"info": wire_info(found.run), "data": data, "inputs": {}, "outputs": {}}
+    return {"info": wire_info(found.run), "data": data} | wire_links(found.run.links)
+
+
+def wire_links(links: RunLinks) -> Answer:
+    """A run's inputs and outputs as MLflow writes them."""
+    inputs: Answer = {}
+    if links.datasets:
+        inputs["dataset_inputs"] = [_wire_input(one) for one in links.datasets]
+    if links.model_inputs:
+        inputs["model_inputs"] = [{"model_id": model_id} for model_id in links.model_inputs]
+    outputs: Answer = {}
+    if links.model_outputs:
+        outputs["model_outputs"] = [{"model_id": out.model_id, "step": out.step} for out in links.model_outputs]
+    return {"inputs": inputs, "outputs": outputs}
+
+
+def _wire_input(one: DatasetInput) -> Answer:
+    dataset = {key: value for key, value in asdict(one.dataset).items() if value is not None}
+    if not one.tags:
+        return {"dataset": dataset}
+    return {"tags": [{"key": key, "value": value} for key, value in one.tags.items()], "dataset": dataset}
+
+
+def _wire_point(point: MetricPoint) -> Answer:
+    return {"key": point.key, "value": wire_double(point.value), "timestamp": point.timestamp, "step": point.step}
 
 
 async def create(services: Services, request: Create) -> Answer:
@@ -148,7 +151,8 @@ async def get(services: Services, request: ById) -> Answer:
 async def update(services: Services, request: Update) -> Answer:
     """POST runs/update"""
     # MLflow ignores a status it does not know.
-    status = RunStatus(request.status) if request.status in set(RunStatus) else None
+    name = _STATUS_NUMBERS.get(str(request.status), request.status)
+    status = RunStatus(name) if name in set(RunStatus) else None
     ended_at = from_ms(request.end_time) if request.end_time is not None else None
     resumed_at = from_ms(request.resumed_at) if request.resumed_at is not None else None
     run = await services.runs.update(run_id_of(request), status, ended_at, request.run_name, resumed_at=resumed_at)
@@ -169,48 +173,12 @@ async def restore(services: Services, request: ById) -> Answer:
 
 async def search(services: Services, request: Search) -> Answer:
     """POST runs/search"""
-    limit, offset = check_limit(request.max_results, MAX_PAGE), page_offset(request.page_token)
-    found = await search_runs(
+    page = await search_runs(
         services.runs, services.metrics, [parse_experiment_id(value) for value in request.experiment_ids],
-        request.filter, request.order_by, view_type(request.run_view_type), limit + 1, offset,
+        request.filter, request.order_by, view_type(request.run_view_type),
+        check_limit(request.max_results, MAX_PAGE), request.page_token,
     )  # fmt: skip
-    return paged("runs", [wire_run(run) for run in found], limit, offset)
-
-
-async def list_artifacts(services: Services, request: ListArtifacts) -> Answer:
-    """GET artifacts/list"""
-    run = await services.runs.get(run_id_of(request))
-    path = safe_path(request.path)
-    answer: Answer = {"root_uri": run.artifact_uri}
-    root = artifact_root(run.artifact_uri)
-    entries = await asyncio.to_thread(services.artifacts.list, f"{root}/{path}" if path else root)
-    if entries:
-        answer["files"] = [
-            {"path": f"{path}/{entry.path}" if path else entry.path, "is_dir": entry.is_dir}
-            | ({} if entry.size is None else {"file_size": entry.size})
-            for entry in entries
-        ]
-    return answer
-
-
-def artifact_root(artifact_uri: str) -> str:
-    """Path in the artifact store of a URI behind the proxy.
-
-    Raises:
-        InvalidInput: the artifacts live elsewhere.
-    """
-    scheme, _colon, path = artifact_uri.partition(":")
-    if scheme != "mlflow-artifacts":
-        raise InvalidInput(f"The artifacts live at {artifact_uri}, which this platform does not serve.")
-    return safe_path(path.lstrip("/"))
-
-
-async def search_logged_models(_services: Services, _request: SearchLoggedModels) -> Answer:
-    """POST logged-models/search: always empty, because this API does not create logged models yet.
-
-    The client asks whenever it lists a run's artifacts, and takes anything but an answer as a failure.
-    """
-    return {}
+    return token_page("runs", [wire_run(found) for found in page.runs], page.next_token)
 
 
 ENDPOINTS = (
@@ -220,6 +188,4 @@ ENDPOINTS = (
     Endpoint(("POST",), "runs/delete", ById, delete),
     Endpoint(("POST",), "runs/restore", ById, restore),
     Endpoint(("POST",), "runs/search", Search, search),
-    Endpoint(("GET",), "artifacts/list", ListArtifacts, list_artifacts),
-    Endpoint(("POST",), "logged-models/search", SearchLoggedModels, search_logged_models),
 )
