@@ -40,7 +40,7 @@ class Process:
         self._lock = threading.Lock()
         self._outboxes: dict[tuple[str, Path, bool], Outbox] = {}
         self._runs: dict[str, OpenRun] = {}
-        self._pid = os.getpid()
+        self._mask: set[int | signal.Signals] = set()
         self._terminated: SimpleQueue[None] = SimpleQueue()
         self._before: object = None
         self._held: list[threading.Lock] = []
@@ -83,11 +83,14 @@ class Process:
             outbox.flush(timeout_s, patience_s)
 
     def _before_fork(self) -> None:
+        # Python forgets a signal that reaches the child before its handlers are in order; a blocked one waits.
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         self._held = [box.working for box in self._outboxes.values() if box.working.acquire(timeout=FORK_TIMEOUT_S)]
 
     def _after_fork(self) -> None:
         for working in self._held:
             working.release()
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 
     def _forked(self) -> None:
         """The child writes to the parent's runs, but does not end them."""
@@ -96,6 +99,11 @@ class Process:
         client_for.cache_clear()
         for outbox in self._outboxes.values():
             outbox.forked()
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)  # type: ignore[arg-type]  # what getsignal gave
+            self._before = None
+            self._terminated = SimpleQueue()
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 
     # -- SIGTERM -------------------------------------------------------------------------------
 
@@ -107,17 +115,13 @@ class Process:
         if before is None or before is signal.SIG_IGN:
             return
         self._before = before
-        self._pid = os.getpid()
         threading.Thread(target=self._wait_for_sigterm, name="mlplat-sigterm", daemon=True).start()
         signal.signal(signal.SIGTERM, self._on_sigterm)
 
     def _on_sigterm(self, number: int, _frame: FrameType | None) -> None:
         # Whatever lock the interrupted code holds, this needs none of them: a thread does the work.
         signal.signal(number, self._before)  # type: ignore[arg-type]  # what getsignal gave
-        if os.getpid() == self._pid:
-            self._terminated.put(None)
-        else:  # a forked child, with runs of nobody
-            os.kill(os.getpid(), number)
+        self._terminated.put(None)
 
     def _wait_for_sigterm(self) -> None:
         self._terminated.get()
