@@ -21,6 +21,7 @@ from mlplat.runtime import GATEWAY_DEPLOYMENT
 from mlplat.settings import PlatformConfig
 from mlplat.tracking.datasets import DatasetStore
 from mlplat.tracking.experiments import ExperimentStore
+from mlplat.tracking.heartbeats import HeartbeatStore
 from mlplat.tracking.lifecycle import Lifecycle
 from mlplat.tracking.logged_models import LoggedModelStore
 from mlplat.tracking.runs import RunStore
@@ -39,6 +40,7 @@ def gateway(config: PlatformConfig, replicas: int = 1) -> Any:
         services = Services(
             experiments=ExperimentStore(engine, ARTIFACT_ROOT),
             runs=RunStore(engine),
+            heartbeats=HeartbeatStore(engine),
             datasets=DatasetStore(engine),
             logged_models=LoggedModelStore(engine),
             lifecycle=Lifecycle.build(engine, artifacts, metrics, ARTIFACT_ROOT),

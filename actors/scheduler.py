@@ -1,4 +1,4 @@
-"""PipelineScheduler: accepts runs and keeps every open one with an executor."""
+"""PipelineScheduler: accepts runs, keeps every open one with an executor, and ends the runs of dead processes."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from mlplat.execution.attempt import find_import_problems
 from mlplat.pipelines.model import Submission
 from mlplat.pipelines.scheduling import SchedulerService
 from mlplat.settings import PlatformConfig
+from mlplat.tracking.heartbeats import HeartbeatStore, Reaper
 
 IMPORT_TIMEOUT_S = 60.0
 IMPORT_CACHE_S = 60.0
@@ -34,7 +35,8 @@ class PipelineScheduler:
         self._importable: dict[str, float] = {}
         clients = [ExecutorClient(executor) for executor in executors]
         self._service = SchedulerService(engine, lease, clients, self._check_imports)
-        self._started = Started(self._service.start, lease)
+        self._reaper = Reaper(HeartbeatStore(engine), lease, config.heartbeat_timeout_s)
+        self._started = Started(self._start, lease)
 
     async def submit(self, submission: Submission) -> str:
         """Validates and stores a run; returns its id."""
@@ -50,7 +52,12 @@ class PipelineScheduler:
         """Lets go."""
         await self._started.wait()
         self._started.release()
+        self._reaper.stop()
         await self._service.stop()
+
+    async def _start(self) -> None:
+        await self._service.start()
+        self._reaper.start()
 
     async def _check_imports(self, names: Sequence[str]) -> Mapping[str, str]:
         """Importing runs the user's code, so a worker does it. What could be imported is believed for a minute."""

@@ -13,16 +13,22 @@ if TYPE_CHECKING:
     from mlplat.sdk.lifecycle import move_runs
     from mlplat.sdk.pipeline_runs import submit
     from mlplat.sdk.registry import register_model
-    from mlplat.sdk.run import Run, start_run
+    from mlplat.sdk.run import Run, RunWarning, resume_run, start_run
+    from mlplat.sdk.search import RunRecord, get_run, search_runs
 
 __all__ = [
     "Capture",
     "Retry",
     "Run",
+    "RunRecord",
+    "RunWarning",
     "current_step",
+    "get_run",
     "move_runs",
     "pipeline",
     "register_model",
+    "resume_run",
+    "search_runs",
     "start_run",
     "step",
     "submit",
@@ -34,10 +40,15 @@ _HOMES = {
     "Capture": "mlplat.sdk.capture.options",
     "Retry": "mlplat.pipelines.spec",
     "Run": "mlplat.sdk.run",
+    "RunRecord": "mlplat.sdk.search",
+    "RunWarning": "mlplat.sdk.run",
     "current_step": "mlplat.sdk.context",
+    "get_run": "mlplat.sdk.search",
     "move_runs": "mlplat.sdk.lifecycle",
     "pipeline": "mlplat.sdk.definition",
     "register_model": "mlplat.sdk.registry",
+    "resume_run": "mlplat.sdk.run",
+    "search_runs": "mlplat.sdk.search",
     "start_run": "mlplat.sdk.run",
     "step": "mlplat.sdk.definition",
     "submit": "mlplat.sdk.pipeline_runs",

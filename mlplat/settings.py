@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 from urllib.parse import parse_qsl, quote, urlsplit
 
 from pydantic import Field, field_validator
@@ -47,6 +48,14 @@ class Settings(BaseSettings):
     object_store_bytes: int = Field(default=256 * 1024 * 1024, ge=80 * 1024 * 1024)
     #: Joins a running cluster (``host:port``) instead of starting one.
     ray_address: str | None = None
+    #: ``offline``: runs are kept on disk until ``mlplat sync`` sends them.
+    mode: Literal["online", "offline"] = "online"
+    #: Where the SDK keeps what it could not send yet; unset: a folder in the state folder.
+    spool_dir: Path | None = None
+    #: Bytes that all processes together may keep there.
+    spool_bytes: int = Field(default=4 * 1024**3, ge=1024 * 1024)
+    #: Seconds without a heartbeat after which a run that has sent some counts as dead.
+    heartbeat_timeout_s: float = Field(default=60.0, ge=5)
 
     #: What runs record by themselves; ``capture`` turns all of it off, the others their part.
     capture: bool = True
@@ -63,10 +72,10 @@ class Settings(BaseSettings):
     #: The image that this process runs in, which a container cannot see for itself.
     container_image: str | None = None
 
-    @field_validator("state_dir")
+    @field_validator("state_dir", "spool_dir")
     @classmethod
-    def _absolute(cls, value: Path) -> Path:
-        return value.expanduser().absolute()
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser().absolute()
 
     @field_validator("postgres_url")
     @classmethod
@@ -100,6 +109,11 @@ class Settings(BaseSettings):
         return f"http://127.0.0.1:{self.http_port}"
 
     @property
+    def spool_folder(self) -> Path:
+        """Where the SDK keeps what it could not send yet."""
+        return self.spool_dir or self.state_dir / "spool"
+
+    @property
     def config(self) -> PlatformConfig:
         """The configuration that these settings lead to, with embedded engines filled in."""
         return PlatformConfig(
@@ -108,6 +122,7 @@ class Settings(BaseSettings):
             clickhouse_url=self.clickhouse_url or f"chdb://{self.state_dir / 'chdb'}",
             artifacts_url=self.artifacts_url or f"file://{self.state_dir / 'artifacts'}",
             http_url=self.local_url,
+            heartbeat_timeout_s=self.heartbeat_timeout_s,
         )
 
 
@@ -125,6 +140,7 @@ class PlatformConfig:
     clickhouse_url: str
     artifacts_url: str
     http_url: str
+    heartbeat_timeout_s: float = 60.0
 
 
 #: What may follow ``?`` in a ClickHouse URL, with clickhouse-connect's meaning.

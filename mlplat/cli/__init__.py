@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,18 +17,21 @@ from rich.table import Table
 from mlplat import __version__
 from mlplat.cli import lifecycle
 from mlplat.demo.show import run_demo
-from mlplat.errors import InvalidInput, PlatformError
+from mlplat.errors import InvalidInput, Overloaded, PlatformError, Unavailable
 from mlplat.pipelines.spec import PipelineSpec
 from mlplat.progress import STYLES, progress
 from mlplat.sdk.client import client_for, default_url
 from mlplat.sdk.console import console_text
+from mlplat.sdk.leftovers import resend_leftovers, sender_to
 from mlplat.sdk.pipeline_runs import PipelineRunHandle, load_pipeline, submit
+from mlplat.settings import Settings
 
 app = typer.Typer(
     help="A self-hosted ML platform on Ray.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
 console = Console(highlight=False, soft_wrap=True)
 app.add_typer(lifecycle.commands)
+SYNC_EVERY_S = 5.0
 _TRUE, _FALSE = {"true", "yes", "1", "on"}, {"false", "no", "0", "off"}
 
 
@@ -110,6 +114,23 @@ def logs_command(
     sys.stdout.write(PipelineRunHandle(client_for(default_url()), run_id).logs(step))
 
 
+@app.command("sync")
+def sync_command(
+    watch: Annotated[bool, typer.Option(help="Go on until interrupted.")] = False,
+    url: Annotated[str | None, typer.Option(help="Send to this platform, whichever the runs were meant for.")] = None,
+) -> None:
+    """Send what runs could not send while the platform was away, or kept back in offline mode.
+
+    What a process that still runs has kept is its own to send; an offline run's is sent once its process has ended.
+    """
+    settings = Settings()
+    while True:
+        left = sync_once(settings, url)
+        if not watch:
+            raise typer.Exit(1 if left else 0)
+        time.sleep(SYNC_EVERY_S)
+
+
 @app.command("console")
 def console_command(
     run_id: Annotated[str, typer.Argument(help="The run.")],
@@ -131,6 +152,24 @@ def demo_command() -> None:
 def version_command() -> None:
     """Print the version."""
     console.print(__version__)
+
+
+def sync_once(settings: Settings, url: str | None) -> bool:
+    """Sends what dead processes left, prints what became of it, and says whether the platform left something over."""
+    sent = 0
+    folder = settings.spool_folder
+    try:
+        for left in resend_leftovers(folder, lambda origin: sender_to(url or origin), max_bytes=settings.spool_bytes):
+            sent += 1
+            console.print(f"{left.origin.host}:{left.origin.pid} → {url or left.origin.url}: {left.summary}")
+            for refusal in left.refusals:
+                console.print(f"  run {refusal.run_id}: {refusal.reason}", style="yellow", markup=False)
+    except (Unavailable, Overloaded) as error:
+        print(f"mlplat: {error}", file=sys.stderr)  # noqa: T201
+        return True
+    if not sent:
+        console.print(f"nothing to send in {folder}")
+    return False
 
 
 def parse_params(spec: PipelineSpec, texts: list[str]) -> dict[str, Any]:

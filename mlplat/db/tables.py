@@ -122,9 +122,12 @@ run = Table(
     _time("purge_started_at", nullable=True),
     _time("started_at"),
     _time("ended_at", nullable=True),
+    # Null: nobody promised heartbeats. Part of no index, so that a beat stays a heap-only update.
+    _time("heartbeat_at", nullable=True),
     # The order of a search; with ``deleted`` in it a page is found without a look at the table.
     Index(None, "experiment_id", text("started_at DESC"), "run_id", postgresql_include=["deleted"]),
     Index("ix_run_deleted", "run_id", postgresql_where=text("deleted")),
+    Index("ix_run_running", "run_id", postgresql_where=text("status = 'RUNNING'")),
 )
 
 run_param = Table(

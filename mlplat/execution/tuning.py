@@ -57,7 +57,7 @@ def sweep(
     """
     step = current_step()
     with start_run(experiment, name, tags={"mlplat.sweep": name}) as parent:
-        parent_id = parent.run_id  # the trainable is pickled, and a run is not
+        parent_id = parent.run_id
 
         def trainable(config: dict[str, Any]) -> None:
             if step is not None:

@@ -27,7 +27,7 @@ from mlplat.http.mlflow import (
     runs,
 )
 from mlplat.http.mlflow.endpoint import install
-from mlplat.http.routes import console, curves, lifecycle, pipelines, platform
+from mlplat.http.routes import console, curves, heartbeats, lifecycle, pipelines, platform
 from mlplat.http.routes import runs as native_runs
 from mlplat.http.services import Services
 
@@ -115,6 +115,7 @@ def create_app(services: Services, version: str) -> FastAPI:
     artifacts.install(app, services)
     listing.install_files(app, services)
     app.include_router(pipelines.router(services))
+    app.include_router(heartbeats.router(services))
     app.include_router(console.router(services))
     app.include_router(platform.router(services))
     app.include_router(curves.router(services))

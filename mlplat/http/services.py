@@ -16,6 +16,7 @@ from mlplat.registry.model import Command
 from mlplat.registry.store import RegistryStore
 from mlplat.tracking.datasets import DatasetStore
 from mlplat.tracking.experiments import ExperimentStore
+from mlplat.tracking.heartbeats import HeartbeatStore
 from mlplat.tracking.lifecycle import Lifecycle
 from mlplat.tracking.logged_models import LoggedModelStore
 from mlplat.tracking.model import RunUpdate
@@ -68,6 +69,7 @@ class Services:
 
     experiments: ExperimentStore
     runs: RunStore
+    heartbeats: HeartbeatStore
     datasets: DatasetStore
     logged_models: LoggedModelStore
     lifecycle: Lifecycle

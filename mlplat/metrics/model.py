@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from mlplat.errors import InvalidInput
 from mlplat.keys import check_key
+from mlplat.metrics.columns import encoded_names, float64_column, int64_column, name_column
 
 _NAME = pa.dictionary(pa.int32(), pa.string())
 #: One row per point. ``timestamp`` is in ms since the epoch, ``step`` may be negative.
@@ -64,15 +65,14 @@ def columns_table(
     """A table of ``SCHEMA`` from columns of equal length, for one run.
 
     Raises:
-        pa.ArrowInvalid, pa.ArrowTypeError, OverflowError: a value does not fit its column.
+        TypeError, OverflowError, UnicodeEncodeError: a value does not fit its column.
     """
-    runs = pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), len(keys)), pa.array([run_id]))
     columns = [
-        runs,
-        pa.array(keys, pa.string()).dictionary_encode(),
-        pa.array(steps, pa.int64()),
-        pa.array(timestamps, pa.int64()),
-        pa.array(values, pa.float64()),
+        name_column([run_id], [0] * len(keys)),
+        encoded_names(keys),
+        int64_column(steps),
+        int64_column(timestamps),
+        float64_column(values),
     ]
     return pa.Table.from_arrays(columns, schema=SCHEMA)
 

@@ -16,6 +16,7 @@ from mlplat.errors import PlatformError, Unavailable
 from mlplat.sdk.context import current_step
 from mlplat.settings import Settings
 
+API = "/api/2.0/mlflow"
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 60.0
 RETRY_FOR_S = 60.0
@@ -26,6 +27,7 @@ _BY_CODE: dict[str, type[PlatformError]] = {
     "BAD_REQUEST": errors.InvalidInput,
     "RESOURCE_ALREADY_EXISTS": errors.AlreadyExists,
     "RESOURCE_DOES_NOT_EXIST": errors.NotFound,
+    "ENDPOINT_NOT_FOUND": errors.NotFound,
     "PERMISSION_DENIED": errors.PermissionDenied,
     "RESOURCE_EXHAUSTED": errors.Overloaded,
     "TEMPORARILY_UNAVAILABLE": errors.Unavailable,
@@ -43,10 +45,12 @@ class Client:
     must send requests that may arrive twice (an idempotency key, a digest, or a plain write).
     """
 
-    def __init__(self, url: str | None = None, retry_for_s: float = RETRY_FOR_S) -> None:
+    def __init__(
+        self, url: str | None = None, retry_for_s: float = RETRY_FOR_S, timeout_s: float = READ_TIMEOUT_S
+    ) -> None:
         self.url = (url or default_url()).rstrip("/")
         self._retry_for_s = retry_for_s
-        timeout = httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+        timeout = httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_TIMEOUT_S))
         # trust_env: a proxy of the environment has no business with the platform's own address.
         self._http = httpx.Client(base_url=self.url, timeout=timeout, trust_env=False)
 
@@ -147,8 +151,8 @@ def _error_of(response: httpx.Response) -> PlatformError:
     try:
         body = response.json()
         return _BY_CODE.get(body["error_code"], PlatformError)(body["message"])
-    except (ValueError, KeyError, TypeError):
-        return PlatformError(f"{response.request.method} {response.request.url}: HTTP {response.status_code}")
+    except (ValueError, KeyError, TypeError):  # not the platform speaks, but something on the way to it
+        return Unavailable(f"{response.request.method} {response.request.url}: HTTP {response.status_code}")
 
 
 def _chunks(body: Any, size: int = 1024 * 1024) -> Iterator[bytes]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mlplat.sdk.client import Client, client_for, default_url
-from mlplat.sdk.run import API, Run
+from mlplat.sdk.client import API, Client, client_for, default_url
+from mlplat.sdk.run import Run
 
 #: Runs in one call, few enough for it to answer in time.
 PURGE_PAGE = 200

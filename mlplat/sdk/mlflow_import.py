@@ -16,10 +16,9 @@ import pyarrow as pa
 
 from mlplat.errors import AlreadyExists, NotFound
 from mlplat.sdk.archive_files import Progress, no_progress
-from mlplat.sdk.client import Client
+from mlplat.sdk.client import API, Client
 from mlplat.sdk.exporting import artifact_paths, pairs, run_pages, run_row
 from mlplat.sdk.importing import Imported, ImportTarget, bounded_pool
-from mlplat.sdk.run import API
 from mlplat.tracking.archive import POINTS_SCHEMA, ExperimentInfo
 from mlplat.tracking.model import MAX_NAME_LENGTH
 

@@ -6,8 +6,8 @@ import uuid
 from contextlib import suppress
 
 from mlplat.errors import AlreadyExists
-from mlplat.sdk.client import Client, client_for, default_url
-from mlplat.sdk.run import API, Run
+from mlplat.sdk.client import API, Client, client_for, default_url
+from mlplat.sdk.run import Run
 
 
 def register_model(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -22,6 +23,9 @@ MODEL_HISTORY_TAG = "mlflow.log-model.history"
 MAX_MODEL_HISTORY = 100
 #: ``<pipeline run>/<step>/<item>/<attempt>`` of the attempt that started a run.
 ATTEMPT_TAG = "mlplat.attempt"
+#: Why the platform itself ended a run.
+REAPED_TAG = "mlplat.reaped"
+_RUN_ID_SPACE = uuid.UUID("6d6c706c-6174-4a72-8a75-6e2d69642d31")
 
 MAX_PARAM_LENGTH = 6_000
 MAX_TAG_LENGTH = 8_000
@@ -130,6 +134,14 @@ def cut_param(value: str) -> str:
 def cut_tag(value: str) -> str:
     """A tag's value as stored: MLflow cuts what is too long."""
     return value[:MAX_TAG_LENGTH]
+
+
+def run_id_for(request: str) -> str:
+    """The id of the run that a request creates: a repeated request finds the run it made.
+
+    A client that chooses the request's key knows its run's id before the platform does.
+    """
+    return uuid.uuid5(_RUN_ID_SPACE, request).hex
 
 
 def append_model(history: str | None, entry: Mapping[str, object]) -> str:

@@ -42,6 +42,7 @@ from mlplat.tracking.inputs import NO_LINKS, RunLinks
 from mlplat.tracking.model import (
     ATTEMPT_TAG,
     MODEL_HISTORY_TAG,
+    REAPED_TAG,
     RUN_NAME_TAG,
     Run,
     RunStatus,
@@ -82,8 +83,12 @@ class RunStore:
         user_id: str,
         started_at: datetime,
         tags: Mapping[str, str],
+        *,
+        beating: bool = False,
     ) -> Run:
         """A new running run; creating it again under the same id gives the run that is there.
+
+        A ``beating`` run counts as dead when its heartbeats stop, see ``HeartbeatStore``.
 
         Raises:
             NotFound: no such experiment.
@@ -107,6 +112,7 @@ class RunStore:
             row = upsert(run).values(
                 run_id=run_id, experiment_id=experiment_id, name=name, status=new.status, user_id=user_id,
                 artifact_uri=artifact_uri, started_at=started_at,
+                heartbeat_at=func.clock_timestamp() if beating else None,
             )  # fmt: skip
             added = row.on_conflict_do_nothing().returning(run.c.run_id)
             if (await connection.execute(added)).first() is None:
@@ -155,11 +161,24 @@ class RunStore:
         async with self._engine.connect() as connection:
             return await require_active(connection, run_id, for_write=False)
 
-    async def update(self, run_id: str, status: RunStatus | None, ended_at: datetime | None, name: str | None) -> Run:
-        """Changes what is not None."""
+    async def update(
+        self,
+        run_id: str,
+        status: RunStatus | None,
+        ended_at: datetime | None,
+        name: str | None,
+        *,
+        resumed_at: datetime | None = None,
+    ) -> Run:
+        """Changes what is not None. A run that runs again has no end.
+
+        With ``resumed_at``, a run that has ended since then stays as it is: the news came late.
+        """
         values: dict[str, object] = {}
         if status is not None:
             values["status"] = status
+        if status is RunStatus.RUNNING:
+            values["ended_at"] = None
         if ended_at is not None:
             values["ended_at"] = ended_at
         if name:
@@ -167,7 +186,12 @@ class RunStore:
         async with self._engine.begin() as connection:
             await require_active(connection, run_id)
             if values:
-                await connection.execute(update(run).where(run.c.run_id == run_id).values(**values))
+                change = update(run).where(run.c.run_id == run_id).values(**values)
+                if resumed_at is not None:
+                    change = change.where(run.c.ended_at.is_(None) | (run.c.ended_at < resumed_at))
+                await connection.execute(change)
+            if status is not None:
+                await connection.execute(delete(run_tag).where(run_tag.c.run_id == run_id, run_tag.c.key == REAPED_TAG))
             if name:
                 await _put_tags(connection, run_id, {RUN_NAME_TAG: name})
             return (await load_runs(connection, [run_id]))[0]

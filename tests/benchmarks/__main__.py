@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.benchmarks import artifacts, curves, pipelines, platform_, registry, search, tracking
+from tests.benchmarks import artifacts, curves, pipelines, platform_, registry, sdk, search, tracking
 from tests.benchmarks.result import Result, save, show
 from tests.platform import ROOT, Platform
 
@@ -16,6 +16,7 @@ Area = Callable[[Platform], Iterator[Result]]
 COLD: dict[str, Area] = {"platform": platform_.run}
 WARM: dict[str, Area] = {
     "tracking": tracking.run,
+    "sdk": sdk.run,
     "registry": registry.run,
     "pipelines": pipelines.run,
     "artifacts": artifacts.run,

@@ -17,7 +17,7 @@ from mlplat.metrics import queries
 from mlplat.metrics.model import Point, encode, points_table, with_experiments
 from mlplat.metrics.queries import Statement
 from mlplat.metrics.store import MetricStore
-from mlplat.sdk.run import API
+from mlplat.sdk.client import API
 from tests.benchmarks.result import Result
 from tests.platform import Platform
 

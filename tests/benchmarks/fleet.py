@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from mlplat.sdk.client import Client
-from mlplat.sdk.run import API
+from mlplat.sdk.client import API, Client
 from tests.benchmarks.load import Request, run_load
 from tests.benchmarks.result import Result, percentile
 from tests.platform import Platform

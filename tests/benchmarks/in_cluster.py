@@ -22,8 +22,7 @@ from mlplat.metrics.queries import Statement
 from mlplat.metrics.schema import VERSIONS
 from mlplat.metrics.store import MetricStore
 from mlplat.runtime import METRIC_SHARD, NAMESPACE
-from mlplat.sdk.client import Client
-from mlplat.sdk.run import API
+from mlplat.sdk.client import API, Client
 from tests.benchmarks.result import Result
 from tests.platform import ROOT, Platform
 

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from sqlalchemy import text
 
 from mlplat.db.engine import open_sync_engine
-from mlplat.sdk.client import Client
-from mlplat.sdk.run import API
+from mlplat.sdk.client import API, Client
 from tests.benchmarks.load import run_load
 from tests.benchmarks.result import Result, percentile
 from tests.platform import Platform

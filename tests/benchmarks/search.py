@@ -13,8 +13,7 @@ from sqlalchemy import text
 
 from mlplat.db.engine import open_sync_engine
 from mlplat.metrics.model import SCHEMA, encode
-from mlplat.sdk.client import Client
-from mlplat.sdk.run import API
+from mlplat.sdk.client import API, Client
 from tests.benchmarks.load import run_load
 from tests.benchmarks.result import Result, percentile
 from tests.platform import Platform

@@ -11,8 +11,7 @@ from sqlalchemy import text
 from mlplat.db.engine import open_sync_engine
 from mlplat.metrics.model import Point, encode, points_table
 from mlplat.metrics.record import pack
-from mlplat.sdk.client import Client
-from mlplat.sdk.run import API
+from mlplat.sdk.client import API, Client
 from tests.benchmarks import fleet, in_cluster
 from tests.benchmarks.load import Request, run_load, start_load
 from tests.benchmarks.result import Result, percentile

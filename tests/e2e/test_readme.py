@@ -18,7 +18,7 @@ def test_a_snippet_runs(platform: Platform, snippet: str) -> None:
 
 
 def test_the_snippets_are_found() -> None:
-    assert len(SNIPPETS) == 2
+    assert len(SNIPPETS) == 4
 
 
 def test_the_commands_exist(platform: Platform) -> None:

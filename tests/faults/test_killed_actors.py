@@ -17,8 +17,8 @@ import mlplat
 from mlplat.demo.digits import EPOCHS, EXPERIMENT
 from mlplat.demo.show import PIPELINE
 from mlplat.sdk.client import Client
+from mlplat.sdk.delivery import ensure_experiment
 from mlplat.sdk.pipeline_runs import PipelineRunHandle
-from mlplat.sdk.run import ensure_experiment
 from tests.platform import Platform, eventually
 
 #: A smaller sweep than the demo's default: the faults hit the same steps in a third of the time.

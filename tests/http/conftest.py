@@ -33,14 +33,17 @@ from mlplat.pipelines.scheduling import SchedulerService
 from mlplat.pipelines.store import PipelineStore
 from mlplat.registry.service import RegistryService
 from mlplat.registry.store import RegistryStore
+from mlplat.sdk.process import this_process
 from mlplat.tracking.datasets import DatasetStore
 from mlplat.tracking.experiments import ExperimentStore
+from mlplat.tracking.heartbeats import HeartbeatStore
 from mlplat.tracking.lifecycle import Lifecycle
 from mlplat.tracking.logged_models import LoggedModelStore
 from mlplat.tracking.model import RunUpdate
 from mlplat.tracking.runs import RunStore, write_update
 from tests.contract.chdb import as_table, new_service, unique
 from tests.contract.databases import own_database
+from tests.http.served import Served
 
 #: Long enough that a slow machine loses no lease during the session.
 TTL_S = 600.0
@@ -128,6 +131,7 @@ async def open_stack(template_url: str, state_dir: Path, folder: Path) -> AsyncI
         services = Services(
             experiments=experiments,
             runs=RunStore(engine),
+            heartbeats=HeartbeatStore(engine),
             datasets=DatasetStore(engine),
             logged_models=LoggedModelStore(engine),
             lifecycle=Lifecycle.build(engine, artifacts, port, "mlflow-artifacts:"),
@@ -255,3 +259,16 @@ def expect_error(response: httpx.Response, status: int, code: str, message: str)
 def mlflow(http: httpx.AsyncClient) -> MLflow:
     """MLflow's API as its client calls it."""
     return MLflow(http)
+
+
+@pytest.fixture
+async def served(stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Served]:
+    """The platform on a port, for the SDK of this test, which has a spool folder of its own."""
+    served = Served(stack.app)
+    await served.start()
+    monkeypatch.setenv("MLPLAT_URL", served.url)
+    monkeypatch.setenv("MLPLAT_SPOOL_DIR", str(tmp_path / "spool"))
+    monkeypatch.setenv("MLPLAT_CAPTURE", "false")  # tests of recording have their own; here every point counts
+    yield served
+    await asyncio.to_thread(this_process().close)
+    await served.stop()

@@ -142,7 +142,7 @@ def test_a_refusal_is_raised_at_once_as_its_error(answer: httpx.Response, error:
 )
 def test_an_answer_of_somebody_else_names_the_request(answer: httpx.Response) -> None:
     platform = Platform(answer)
-    with pytest.raises(PlatformError, match=rf"GET http://platform\.test:8700/x: HTTP {answer.status_code}"):
+    with pytest.raises(Unavailable, match=rf"GET http://platform\.test:8700/x: HTTP {answer.status_code}"):
         platform.client().get("/x")
     assert len(platform.requests) == 1
 
@@ -162,7 +162,7 @@ def test_giving_up_says_what_to_check() -> None:
     [
         (refused(503, "TEMPORARILY_UNAVAILABLE", "restarting"), Unavailable, "restarting"),
         (refused(429, "RESOURCE_EXHAUSTED", "full"), Overloaded, "full"),
-        (httpx.Response(502), PlatformError, f"GET {URL}/x: HTTP 502"),
+        (httpx.Response(502), Unavailable, f"GET {URL}/x: HTTP 502"),
     ],
 )
 def test_giving_up_on_an_answer_raises_its_error(answer: Answer, error: type[PlatformError], message: str) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -21,9 +19,11 @@ from mlflow.types import Schema
 
 from mlplat.errors import InvalidInput, NotFound
 from mlplat.sdk import digests
-from mlplat.sdk.client import Client
 from mlplat.sdk.datasets import Dataset, describe, log_inputs_request
+from mlplat.sdk.outbox import Outbox
+from mlplat.sdk.records import Call, from_frame
 from mlplat.sdk.run import Run
+from mlplat.sdk.spool import SpoolFile, spooled_files
 
 FRAME = pd.DataFrame(
     {
@@ -215,18 +215,19 @@ def test_mlflow_reads_the_column_schema() -> None:
     ]  # fmt: skip
 
 
-def test_a_run_sends_the_request_and_answers_the_digest() -> None:
-    requests: list[httpx.Request] = []
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        requests.append(request)
-        return httpx.Response(200, json={})
-
-    client = Client("http://platform.test")
-    client._http = httpx.Client(base_url="http://platform.test", transport=httpx.MockTransport(answer))
-    run = Run(client, "run-1", 0, "name", "mlflow-artifacts:/0/run-1/artifacts")
+def test_a_run_sends_the_request_and_answers_the_digest(tmp_path: Path) -> None:
+    outbox = Outbox("http://platform.test", tmp_path, 2**30, offline=True)
+    run = Run(outbox, "run-1", "name", owner=False, info=None)
     digest = run.log_dataset(FRAME, "digits", context="evaluation", source="s3://bucket/digits.parquet")
-    assert [request.url.path for request in requests] == ["/api/2.0/mlflow/runs/log-inputs"]
+    assert outbox.flush(60, 60)
+    outbox.close()
+    file = SpoolFile.adopt(*spooled_files(tmp_path))
+    assert file is not None
+    ((frame, _end),) = file.read(2**20)
+    file.close(delete=True)
+    call = from_frame(frame)
+    assert isinstance(call, Call)
     dataset = describe(FRAME, "digits", "s3://bucket/digits.parquet")
-    assert json.loads(requests[0].content) == log_inputs_request("run-1", dataset, "evaluation")
+    assert call.path == "/api/2.0/mlflow/runs/log-inputs"
+    assert call.body == log_inputs_request("run-1", dataset, "evaluation")
     assert digest == dataset.digest

@@ -132,6 +132,9 @@ def test_the_url_has_no_trailing_slash_and_wins_over_the_port(monkeypatch: pytes
         ("ARTIFACTS_URL", "/srv/artifacts"),
         ("ARTIFACTS_URL", "file://relative"),
         ("ARTIFACTS_URL", "gs://bucket"),
+        ("MODE", "sometimes"),
+        ("SPOOL_BYTES", "1000"),
+        ("HEARTBEAT_TIMEOUT_S", "1"),
         ("CAPTURE", "maybe"),
         ("CAPTURE_SYSTEM_INTERVAL_S", "0"),
         ("CAPTURE_NODE", "a/b"),
@@ -151,6 +154,16 @@ def test_the_state_folder_becomes_absolute(monkeypatch: pytest.MonkeyPatch, tmp_
     assert Settings().state_dir == tmp_path / "state"
     monkeypatch.setenv("MLPLAT_STATE_DIR", "~/state")
     assert Settings().state_dir == Path("/home/me/state")
+
+
+def test_the_spool_is_in_the_state_folder_unless_it_has_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLPLAT_STATE_DIR", "/srv/mlplat")
+    assert Settings().spool_folder == Path("/srv/mlplat/spool")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLPLAT_SPOOL_DIR", "mine")
+    assert Settings().spool_folder == tmp_path / "mine"
 
 
 def test_settings_do_not_change() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import uuid
 from dataclasses import asdict
 
 import msgspec
@@ -20,14 +19,12 @@ from mlplat.http.mlflow.endpoint import (
 from mlplat.http.mlflow.experiments import Tag, view_type
 from mlplat.http.services import Services
 from mlplat.tracking.inputs import DatasetInput, RunLinks
-from mlplat.tracking.model import Run, RunStatus, from_ms, parse_experiment_id, to_ms
+from mlplat.tracking.model import Run, RunStatus, from_ms, parse_experiment_id, run_id_for, to_ms
 from mlplat.tracking.run_search import FoundRun, MetricPoint, search_runs, with_metrics
 
 MAX_PAGE = 50_000
 #: A status may be sent by its number.
 _STATUS_NUMBERS = {"1": "RUNNING", "2": "SCHEDULED", "3": "FINISHED", "4": "FAILED", "5": "KILLED"}
-#: A run's id follows from its request, so that a repeated request finds the run it made.
-RUN_ID_SPACE = uuid.UUID("6d6c706c-6174-4a72-8a75-6e2d69642d31")
 
 
 class Create(msgspec.Struct):
@@ -38,6 +35,8 @@ class Create(msgspec.Struct):
     run_name: str | None = None
     start_time: int | None = None
     tags: list[Tag] = []
+    #: Not MLflow's: the client promises heartbeats from now on.
+    heartbeat: bool = False
 
 
 class ById(msgspec.Struct):
@@ -53,6 +52,8 @@ class Update(ById):
     status: str | int | None = None
     end_time: int | None = None
     run_name: str | None = None
+    #: Not MLflow's: when a process went on with the run; says nothing about a run that has ended since.
+    resumed_at: int | None = None
 
 
 class Search(msgspec.Struct):
@@ -134,8 +135,10 @@ async def create(services: Services, request: Create) -> Answer:
     started_at = from_ms(request.start_time or 0)
     tags = {tag.key: tag.value for tag in request.tags}
     experiment_id = parse_experiment_id(request.experiment_id)
-    run_id = uuid.uuid5(RUN_ID_SPACE, request_id.get()).hex
-    run = await services.runs.create(run_id, experiment_id, request.run_name, request.user_id, started_at, tags)
+    run = await services.runs.create(
+        run_id_for(request_id.get()), experiment_id, request.run_name, request.user_id, started_at, tags,
+        beating=request.heartbeat,
+    )  # fmt: skip
     return {"run": wire_run(FoundRun(run, []))}
 
 
@@ -151,7 +154,8 @@ async def update(services: Services, request: Update) -> Answer:
     name = _STATUS_NUMBERS.get(str(request.status), request.status)
     status = RunStatus(name) if name in set(RunStatus) else None
     ended_at = from_ms(request.end_time) if request.end_time is not None else None
-    run = await services.runs.update(run_id_of(request), status, ended_at, request.run_name)
+    resumed_at = from_ms(request.resumed_at) if request.resumed_at is not None else None
+    run = await services.runs.update(run_id_of(request), status, ended_at, request.run_name, resumed_at=resumed_at)
     return {"run_info": wire_info(run)}
 
 

@@ -1,0 +1,34 @@
+"""What tests of the SDK share: a user's code beside the platform, and what the platform then has."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mlplat.sdk.leftovers import Left, resend_leftovers, sender_to
+from tests.http.conftest import MLflow
+
+T = TypeVar("T")
+
+
+async def user(code: Callable[[], T]) -> T:
+    """Runs a user's code in a thread, so that the platform can answer meanwhile."""
+    return await asyncio.to_thread(code)
+
+
+def sync(spool: Path, url: str | None = None) -> list[Left]:
+    """What ``mlplat sync`` does."""
+    return list(resend_leftovers(spool, lambda origin: sender_to(url or origin), max_bytes=2**30))
+
+
+async def info(mlflow: MLflow, run_id: str) -> Any:
+    """The run's info."""
+    return (await mlflow.call("GET", "runs/get", run_id=run_id))["run"]["info"]
+
+
+async def history(mlflow: MLflow, run_id: str, key: str) -> list[tuple[int, float]]:
+    """Steps and values of a metric."""
+    answer = await mlflow.call("GET", "metrics/get-history", run_id=run_id, metric_key=key)
+    return sorted((point["step"], point["value"]) for point in answer.get("metrics", ()))

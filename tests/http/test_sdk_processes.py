@@ -1,0 +1,207 @@
+"""Processes that log and end in every way there is."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from pathlib import Path
+
+import pytest
+
+from mlplat.sdk.spool import spooled_files
+from tests.contract.chdb import unique
+from tests.http.conftest import MLflow
+from tests.http.sdk import history, info
+from tests.http.served import Served
+from tests.platform import ROOT
+
+START = """
+import os, signal, sys, time, mlplat
+from mlplat.errors import Unavailable
+run = mlplat.start_run(sys.argv[1])
+run.log({"m": 1.0}, step=0)
+print(run.run_id, flush=True)
+"""
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Path:
+    """Where the SDK of the test keeps what it cannot send."""
+    return tmp_path / "spool"
+
+
+async def python(*arguments: str) -> Process:
+    """Python with the environment of this test, which names its platform."""
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        *arguments,
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+
+
+async def started(code: str) -> tuple[Process, str]:
+    """A process that has a run, and the run's id. ``code`` goes on from there."""
+    process = await python("-c", START + code, unique("exp"))
+    assert process.stdout is not None
+    line = await asyncio.wait_for(process.stdout.readline(), 60)
+    if not line:
+        raise AssertionError((await process.communicate())[1].decode())
+    return process, line.decode().strip()
+
+
+async def ended(process: Process) -> tuple[int, str]:
+    """Its exit code and everything it has printed."""
+    out, errors = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode is not None
+    return process.returncode, (out + errors).decode()
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code", "status"),
+    [
+        ("", 0, "FINISHED"),
+        ("sys.exit(3)", 3, "FINISHED"),
+        ("1 / 0", 1, "FAILED"),
+        ("raise KeyboardInterrupt", -signal.SIGINT, "KILLED"),
+        ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)", -signal.SIGTERM, "KILLED"),
+    ],
+)
+async def test_the_end_of_a_process_ends_its_runs(
+    served: Served, mlflow: MLflow, code: str, exit_code: int, status: str
+) -> None:
+    process, run_id = await started(code)
+    assert (await ended(process))[0] == exit_code
+    assert (await info(mlflow, run_id))["status"] == status
+    assert await history(mlflow, run_id, "m") == [(0, 1.0)]
+
+
+async def test_a_process_that_handles_sigterm_still_does(served: Served, mlflow: MLflow) -> None:
+    script = START.replace("run = mlplat", "signal.signal(signal.SIGTERM, lambda *_: os._exit(7))\nrun = mlplat")
+    process = await python("-c", script + "os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)", unique("exp"))
+    exit_code, output = await ended(process)
+    assert exit_code == 7
+    assert (await info(mlflow, output.split()[0]))["status"] == "KILLED"
+
+
+async def test_what_was_kept_survives_kill_9_and_arrives_by_sync(served: Served, mlflow: MLflow, spool: Path) -> None:
+    code = """
+sys.stdin.read()
+for step in range(1, 5000):
+    run.log({"m": step})
+run.set_tag("late", 1)
+try:
+    run.flush(timeout_s=0.1)
+except Unavailable:
+    print("kept", flush=True)
+time.sleep(60)
+"""
+    process, run_id = await started(code)
+    assert process.stdout is not None
+    assert process.stdin is not None
+    await served.stop()
+    process.stdin.close()
+    assert await asyncio.wait_for(process.stdout.readline(), 60) == b"kept\n"
+
+    blocked = await python("-m", "mlplat.cli", "sync")  # its owner lives: the file is the owner's to send
+    assert "nothing to send" in (await ended(blocked))[1]
+    process.kill()
+    await process.wait()
+    (left,) = spooled_files(spool)
+    with left.open("ab") as file:
+        file.write(b"torn")
+
+    away = await python("-m", "mlplat.cli", "sync")
+    exit_code, output = await ended(away)
+    assert exit_code == 1
+    assert "no answer from" in output
+    await served.start()
+    exit_code, output = await ended(await python("-m", "mlplat.cli", "sync"))
+    assert exit_code == 0
+    assert re.search(r": (4999|5000) points, 1 other records, 4 unreadable bytes", output), output
+    assert await history(mlflow, run_id, "m") == [(0, 1.0), *((step, float(step)) for step in range(1, 5000))]
+    assert (await mlflow.data(run_id))["tags"]["late"] == "1"
+    assert spooled_files(spool) == []
+
+
+async def test_a_spool_folder_that_cannot_be_written_costs_nothing(
+    served: Served, mlflow: MLflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("MLPLAT_SPOOL_DIR", str(tmp_path / "file"))
+    process, run_id = await started("run.log({'m': 2.0}, step=1)")
+    exit_code, output = await ended(process)
+    assert (exit_code, "waits in memory" in output) == (0, True)
+    assert await history(mlflow, run_id, "m") == [(0, 1.0), (1, 2.0)]
+
+
+async def test_a_full_spool_keeps_the_oldest(served: Served, mlflow: MLflow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLPLAT_SPOOL_BYTES", str(2 * 1024 * 1024))
+    monkeypatch.setenv("MLPLAT_MODE", "offline")
+    code = """
+for step in range(1, 100_000):
+    run.log({"m": step}, step=step)
+run.set_tag("late", 1)
+print("dropped", run.finish().dropped_points)
+"""
+    process, run_id = await started(code)
+    exit_code, output = await ended(process)
+    dropped = int(output.split("dropped ")[-1].split()[0])
+    assert exit_code == 0
+    assert dropped > 0
+    assert "RunWarning" in output
+    assert (await ended(await python("-m", "mlplat.cli", "sync")))[0] == 0
+    points = await history(mlflow, run_id, "m")
+    assert len(points) == 100_000 - dropped
+    oldest = points[:10_000]  # further on, a small frame may have found the room that a large one did not
+    assert oldest == [(step, float(max(step, 1))) for step in range(10_000)]
+    assert (await mlflow.data(run_id))["tags"]["late"] == "1"
+    assert (await info(mlflow, run_id))["status"] == "FINISHED"
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+async def test_a_child_process_writes_to_the_run_and_does_not_end_it(
+    served: Served, mlflow: MLflow, tmp_path: Path, method: str
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import multiprocessing, os, signal, sys, time, mlplat
+
+def child(run):
+    run.log({{"child": 1.0}}, step=2)
+    with run:
+        run.set_tag("child", "yes")
+
+def sleeper(run):
+    time.sleep(60)
+
+if __name__ == "__main__":
+    run = mlplat.start_run(sys.argv[1])
+    run.log({{"m": 1.0}}, step=0)
+    context = multiprocessing.get_context({method!r})
+    process = context.Process(target=child, args=(run,))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0, process.exitcode
+    stopped = context.Process(target=sleeper, args=(run,))
+    stopped.start()
+    stopped.terminate()
+    stopped.join(60)
+    assert stopped.exitcode == -signal.SIGTERM, stopped.exitcode
+    print(mlplat.get_run(run.run_id).status, run.run_id)
+""")
+    exit_code, output = await ended(await python(str(script), unique("exp")))
+    assert exit_code == 0, output
+    status, run_id = output.split()[:2]
+    assert status == "RUNNING"
+    assert (await info(mlflow, run_id))["status"] == "FINISHED"
+    assert await history(mlflow, run_id, "child") == [(2, 1.0)]
+    assert await history(mlflow, run_id, "m") == [(0, 1.0)]
+    assert (await mlflow.data(run_id))["tags"]["child"] == "yes"
