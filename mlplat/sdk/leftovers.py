@@ -7,13 +7,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import msgspec
-
 from mlplat.errors import Overloaded, Unavailable
 from mlplat.sdk.backlog import Backlog
 from mlplat.sdk.client import Client
 from mlplat.sdk.delivery import MAX_BATCH_BYTES, Delivered, Delivery, Refusal
-from mlplat.sdk.records import Origin
+from mlplat.sdk.records import Origin, read_origin
 from mlplat.sdk.spool import Frame, SpoolFile, spooled_files
 
 #: What the platform refuses, but might take later, is kept for so long.
@@ -75,7 +73,7 @@ def resend_leftovers(
             continue
         is_empty = False
         try:
-            origin = _origin(file)
+            origin = read_origin(file.origin) or Origin("", "", 0, 0)
             if only_url is None or origin.url == only_url:
                 yield _send_file(file, origin, delivery_to(origin.url), max_bytes, pause_s)
                 is_empty = True
@@ -115,10 +113,3 @@ def _deliver(delivery: Delivery, frames: list[Frame]) -> Delivered:
     except Exception as error:  # one record that nobody can make sense of must not hold up the others
         reason = f"{type(error).__name__}: {error}"
         return Delivered(1, 0, [Refusal("unknown", reason, may_pass=True)])
-
-
-def _origin(file: SpoolFile) -> Origin:
-    try:
-        return msgspec.json.decode(file.origin, type=Origin)
-    except msgspec.DecodeError:
-        return Origin("", "", 0, 0)
