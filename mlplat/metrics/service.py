@@ -88,22 +88,18 @@ class MetricService:
         self._hurry = asyncio.Event()
         # What was read from Postgres first is also applied first.
         self._reconciling = asyncio.Lock()
+        self._is_open = False
         self._log_bytes = 0
         self._log_measured_at = 0.0
         self.counters = Counters()
 
     async def start(self) -> None:
-        """Takes the shard over, opens the store and starts flushing what the log still holds.
-
-        Raises:
-            Unavailable: the metric store cannot be opened.
-        """
+        """Takes the shard over and starts flushing what the log still holds. The metric store may be away meanwhile."""
         held = await self._lease.start()
         await self._log.prepare()
         last, flushed = await self._log.positions()
         await self._log.truncate_flushed(held, flushed)
         self._buffer: FlushBuffer[pa.Table] = FlushBuffer(flushed, last, MAX_CACHED_BYTES)
-        await self._in(self._writer, self._store.create_tables)
         self._commits: GroupCommit[Batch] = GroupCommit(
             self._commit,
             weight=lambda batch: batch.table.nbytes,
@@ -141,6 +137,7 @@ class MetricService:
         Raises:
             Unavailable: the metric store is away, or the flush before the read took too long.
         """
+        await self._open_store()
         await self.barrier(statement.run_ids)
         return encode(await self._in(self._readers, self._store.query, statement))
 
@@ -268,13 +265,19 @@ class MetricService:
                 self._lease.lost.set()
             raise Unavailable("Postgres is away; retry") from error
 
+    async def _open_store(self) -> None:
+        if not self._is_open:
+            await self._in(self._writer, self._store.create_tables)
+            self._is_open = True
+
     async def _flush_forever(self) -> None:
         while True:
-            if self._buffer.lag == 0:
-                self._work.clear()
-                self._hurry.clear()
-                await self._work.wait()
             try:
+                await self._open_store()
+                if self._buffer.lag == 0:
+                    self._work.clear()
+                    self._hurry.clear()
+                    await self._work.wait()
                 await self._gather()
                 await self._measure_log()
                 await self._flush_once()

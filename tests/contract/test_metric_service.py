@@ -305,7 +305,6 @@ async def test_appends_go_on_while_the_metric_store_is_away_and_reads_wait(
         await abandon(service)
 
 
-@pytest.mark.xfail(strict=True, reason="the shard opens the metric store before it acknowledges anything")
 async def test_a_shard_that_starts_while_the_metric_store_is_away_acknowledges(
     engine: AsyncEngine, shard: str, run: str
 ) -> None:
@@ -313,8 +312,10 @@ async def test_a_shard_that_starts_while_the_metric_store_is_away_acknowledges(
     try:
         await service.start()
         assert await service.append(batch(run, _points(5))) == 5
+        with pytest.raises(Unavailable, match="does not answer"):
+            await service.query(stored_points(run))
     finally:
-        await service._lease.stop()
+        await abandon(service)
 
 
 async def test_reading_an_idle_shard_needs_no_flush(start: Starter) -> None:
