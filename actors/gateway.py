@@ -9,7 +9,7 @@ from ray import serve
 from ray.serve.schema import LoggingConfig
 
 from actors.handles import ClusterStatus, MetricShardClient, RegistryClient, SchedulerClient
-from actors.lifecycle import PLATFORM_ENV
+from actors.lifecycle import PLATFORM_ENV, spare_garbage_collection
 from mlplat import __version__
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.db.engine import open_engine
@@ -52,7 +52,9 @@ def gateway(config: PlatformConfig, replicas: int = 1) -> Any:
             artifacts=artifacts,
             status=ClusterStatus(),
         )
-        return create_app(services, __version__)
+        app = create_app(services, __version__)
+        spare_garbage_collection()
+        return app
 
     # Ray's stubs say deployment(class) gives a decorator; given a class it gives the deployment.
     deployment: Any = serve.deployment(

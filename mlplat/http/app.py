@@ -101,15 +101,16 @@ def create_app(services: Services, version: str) -> FastAPI:
         lifespan=_lifespan(services),
     )
     install_error_handlers(app)
+    # Starlette tries the routes one after another: the busiest come first.
     for endpoints in (
-        experiments.ENDPOINTS,
+        log_data.ENDPOINTS,
         runs.ENDPOINTS,
+        registry.ENDPOINTS,
+        experiments.ENDPOINTS,
+        metric_history.ENDPOINTS,
         datasets.ENDPOINTS,
         logged_models.ENDPOINTS,
         listing.ENDPOINTS,
-        log_data.ENDPOINTS,
-        metric_history.ENDPOINTS,
-        registry.ENDPOINTS,
     ):
         install(app, services, endpoints)
     artifacts.install(app, services)

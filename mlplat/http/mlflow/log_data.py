@@ -26,7 +26,7 @@ from mlplat.tracking.model import (
 )
 
 
-class Metric(msgspec.Struct):
+class Metric(msgspec.Struct, gc=False):
     """One point on the wire. Required fields are checked by hand, to answer as MLflow does."""
 
     key: str = ""
