@@ -65,7 +65,7 @@ def gateway(config: PlatformConfig, replicas: int = 1) -> Any:
         graceful_shutdown_timeout_s=5,
         health_check_period_s=2,
         health_check_timeout_s=10,
-        logging_config=LoggingConfig(enable_access_log=False),
+        logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
         ray_actor_options={"num_cpus": 0, "runtime_env": PLATFORM_ENV},
     )
     return deployment.bind()
