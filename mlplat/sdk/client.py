@@ -12,11 +12,13 @@ import httpx
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from mlplat import errors
+from mlplat.artifacts.model import proxied_path
 from mlplat.errors import PlatformError, Unavailable
 from mlplat.sdk.context import current_step
 from mlplat.settings import Settings
 
 API = "/api/2.0/mlflow"
+ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 60.0
 RETRY_FOR_S = 60.0
@@ -104,10 +106,6 @@ class Client:
 
         self._with_retries(receive)
 
-    def put_bytes(self, path: str, body: bytes) -> None:
-        """Stores bytes with a PUT."""
-        self._with_retries(lambda: self._http.put(quote(path), content=body))
-
     def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
         return self._with_retries(lambda: self._http.request(method, path, **options))
 
@@ -160,13 +158,22 @@ def _chunks(body: Any, size: int = 1024 * 1024) -> Iterator[bytes]:
         yield chunk
 
 
+def artifact_root(artifact_uri: str) -> str:
+    """The HTTP path below which a run's artifacts are written.
+
+    Raises:
+        InvalidInput: they live elsewhere, not behind the platform.
+    """
+    return f"{ARTIFACTS}/{proxied_path(artifact_uri)}"
+
+
 def default_url() -> str:
     """The platform of the step under way, else of ``MLPLAT_URL``, else of this machine."""
     step = current_step()
     return step.http_url if step is not None else Settings().http_url
 
 
-@lru_cache(maxsize=8)
-def client_for(url: str) -> Client:
-    """One shared client per platform and process."""
-    return Client(url)
+@lru_cache(maxsize=16)
+def client_for(url: str, retry_for_s: float = RETRY_FOR_S) -> Client:
+    """One shared client per platform, patience and process."""
+    return Client(url, retry_for_s)
