@@ -67,7 +67,8 @@ def read_console(
             between = "\n" if parts and not parts[-1].endswith("\n") else ""
             parts.append(f"{between}── {name}\n" if len(processes) > 1 else "")
             last = name
-        parts.append(text)
+        if text:
+            parts.append(text)
         left -= read
         if left <= 0:
             break

@@ -107,6 +107,7 @@ IN_A_STEP = """
 import mlplat
 from mlplat.sdk.context import StepContext, enter_step
 other = mlplat.start_run("step", capture=mlplat.Capture.nothing())
+other.finish()
 enter_step(StepContext("p", "0" * 32, "train", None, 1, 1, other._outbox.url))
 with mlplat.start_run("step") as plain:
     print(plain.run_id)
