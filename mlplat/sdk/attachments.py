@@ -29,17 +29,15 @@ class Attachments:
         self.folder = folder
         self._lock = threading.Lock()
         self._sizes: dict[str, int] = {}
-        self._replaceable: dict[str, str] = {}
-
-    @property
-    def total_bytes(self) -> int:
-        """Bytes of all copies."""
-        with self._lock:
-            return sum(self._sizes.values())
+        #: The copies that may still be replaced, by key, and the other way round.
+        self._names: dict[str, str] = {}
+        self._keys: dict[str, str] = {}
+        #: Bytes of all copies.
+        self.total_bytes = 0
 
     @property
     def count(self) -> int:
-        """Copies that were added here and wait."""
+        """Copies that wait, or are being made."""
         return len(self._sizes)
 
     def add(self, key: str, source: BinaryIO, size: int) -> Attached:
@@ -53,47 +51,56 @@ class Attachments:
         """
         name = uuid.uuid4().hex
         with self._lock:
-            self._sizes[name] = size  # what others find room for from now on
+            self._resize(name, size)  # others do not find this room from now on
         try:
             self.folder.mkdir(mode=0o700, exist_ok=True)
             size = _copy(source, self.folder / name)
             with self._lock:
-                earlier = self._replaceable.get(key)
+                earlier = self._names.get(key)
                 if earlier is not None:
                     (self.folder / name).replace(self.folder / earlier)
-                    self._sizes[earlier] = size
-                    del self._sizes[name]
+                    self._resize(name, None)
+                    self._resize(earlier, size)
                     return Attached(earlier, False)
-                self._sizes[name] = size
-                self._replaceable[key] = name
+                self._resize(name, size)
+                self._names[key], self._keys[name] = name, key
                 return Attached(name, True)
         except OSError:
             self.discard(name)
             raise
 
     def take_over(self, path: Path) -> None:
-        """Moves another folder's copy here, under its name.
+        """Has another folder's copy too, under its name. Who had it deletes it there.
 
         Raises:
-            OSError: there is no such copy any more, or it cannot be moved.
+            OSError: there is no such copy any more, or it is here already.
         """
         self.folder.mkdir(mode=0o700, exist_ok=True)
-        size = path.stat().st_size
-        path.replace(self.folder / path.name)
+        (self.folder / path.name).hardlink_to(path)
         with self._lock:
-            self._sizes[path.name] = size
+            self._resize(path.name, path.stat().st_size)
 
     def claim(self, name: str) -> None:
         """The copy is about to be sent: it stays as it is."""
         with self._lock:
-            self._replaceable = {key: other for key, other in self._replaceable.items() if other != name}
+            self._claim(name)
 
     def discard(self, name: str) -> None:
         """Deletes a copy; again does nothing."""
-        self.claim(name)
         with self._lock:
-            self._sizes.pop(name, None)
+            self._claim(name)
+            self._resize(name, None)
         (self.folder / name).unlink(missing_ok=True)
+
+    def _claim(self, name: str) -> None:
+        key = self._keys.pop(name, None)
+        if key is not None:
+            del self._names[key]
+
+    def _resize(self, name: str, size: int | None) -> None:
+        self.total_bytes += (size or 0) - self._sizes.pop(name, 0)
+        if size is not None:
+            self._sizes[name] = size
 
 
 def _copy(source: BinaryIO, target: Path) -> int:

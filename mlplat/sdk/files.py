@@ -9,7 +9,7 @@ from typing import BinaryIO
 from mlplat.artifacts.model import safe_path
 from mlplat.errors import InvalidInput, NotFound, Overloaded, Unavailable
 from mlplat.sdk.client import API, Client, artifact_root, client_for
-from mlplat.sdk.outbox import Outbox
+from mlplat.sdk.outbox import SEND_TIMEOUT_S, Outbox
 
 
 class RunFiles:
@@ -40,19 +40,19 @@ class RunFiles:
         path = safe_path(path)
         if not path:
             raise InvalidInput("a file needs a name")
-        if self._outbox.takes_files and self._upload(path, source):
-            return True
         size = len(source) if isinstance(source, bytes) else source.stat().st_size
+        if self._outbox.takes_files and self._upload(path, source, size):
+            return True
         with _opened(source) as body:
             return self._outbox.put_file(self._run_id, path, body, size)
 
-    def _upload(self, path: str, source: bytes | Path) -> bool:
-        client = client_for(self._outbox.url, self._retry_for_s)
+    def _upload(self, path: str, source: bytes | Path, size: int) -> bool:
+        client = client_for(self._outbox.url, self._retry_for_s, SEND_TIMEOUT_S)
         try:
             uri = self._artifact_uri or self._find_uri(client)
             if uri is None:
                 return False
-            client.upload_from(f"{artifact_root(uri)}/{path}", lambda: _opened(source))
+            client.upload_from(f"{artifact_root(uri)}/{path}", lambda: _opened(source), size)
         except (Unavailable, Overloaded):
             self._outbox.note_away()
             return False

@@ -123,7 +123,7 @@ class Outbox:
         """Copies a file of ``size`` bytes to disk, to be uploaded as ``path``; False when it found no room."""
         attached = self._backlog.attach(f"{run_id}/{path}", source, size)
         if attached is None:
-            self._notes.refuse(Refusal(run_id, f"{path}: {size} bytes found no room in {self.folder}"))
+            self._notes.refuse(Refusal(run_id, f"{path}: found no room in {self.folder}"))
         elif attached.is_new:
             self.put(PutFile(run_id, path, attached.name))
         return attached is not None

@@ -252,7 +252,7 @@ def test_a_frame_moves_with_its_file(tmp_path: Path) -> None:
     assert frame is not None
     assert backlog.attachments is not None
     assert aside.take_over(frame, backlog.attachments.folder)
-    assert not aside.take_over(frame, backlog.attachments.folder)  # its file is no longer there
+    assert not aside.take_over(frame, backlog.attachments.folder)  # once is enough
     backlog.close()
     assert read_copy(aside, aside.peek(1000)[0][0]) == b"body"
     aside.close()
