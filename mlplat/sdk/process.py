@@ -146,9 +146,10 @@ class Process:
         sys.exit = exit_
 
     def _status_at_exit(self) -> str:
-        """In an interactive program, earlier exceptions mean nothing."""
-        error = None if hasattr(sys, "ps1") else getattr(sys, "last_value", None)
-        return status_after(error or SystemExit(self._exit_code))
+        """In an interactive program, earlier exceptions and exits mean nothing."""
+        if hasattr(sys, "ps1"):
+            return "FINISHED"
+        return status_after(getattr(sys, "last_value", None) or SystemExit(self._exit_code))
 
     # -- SIGTERM -------------------------------------------------------------------------------
 

@@ -254,11 +254,11 @@ class Run:
             Unavailable: the platform did not take everything within ``timeout_s``. Nothing is lost.
         """
         delivered = self._outbox.flush(timeout_s, timeout_s)
+        if not delivered:
+            raise Unavailable(f"run {self.run_id}: not everything has arrived; the rest is in {self._outbox.folder}")
         refused = self._outbox.notes(self.run_id).refused
         if refused:
             raise InvalidInput(f"run {self.run_id}: not accepted: {'; '.join(refused)}")
-        if not delivered:
-            raise Unavailable(f"run {self.run_id}: not everything has arrived; the rest is in {self._outbox.folder}")
 
     def finish(self, status: str | None = None) -> Finished:
         """Ends the run, and waits until the platform has everything; while it is away, a second only.

@@ -138,6 +138,25 @@ async def test_files_follow_when_the_platform_is_back(
     assert list(spool.glob("*.files/*")) == []
 
 
+async def test_a_model_is_registered_once_its_files_are_there(
+    served: Served, stack: Stack, mlflow: MLflow, spool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlplat.sdk.run.FILE_PATIENCE_S", 0.0)
+
+    def code() -> str:
+        run = mlplat.start_run(unique("exp"))
+        run.flush()
+        served.moods = ["refuses"] * 3
+        run.log_text("weights", "model/weights")
+        assert len(list(spool.glob("*.files/*"))) == 1
+        assert mlplat.register_model(unique("model"), run, "model") == 1
+        assert list(spool.glob("*.files/*")) == []
+        return run.run_id
+
+    run_id = await user(code)
+    assert Files(stack, await info(mlflow, run_id)).read("model/weights") == b"weights"
+
+
 async def test_a_file_without_room_is_told_and_costs_nothing_else(
     served: Served, stack: Stack, mlflow: MLflow, tmp_path: Path, spool: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
