@@ -49,7 +49,7 @@ class Process:
         self._terminated: SimpleQueue[None] = SimpleQueue()
         self._before: object = None
         self._recording: set[str] = set()
-        self._exit: Callable[..., NoReturn] | None = None
+        self._watches_exit = False
         self._exit_code: object = None
         self._held: list[threading.Lock] = []
         atexit.register(self.close)
@@ -132,10 +132,10 @@ class Process:
     def _watch_exit(self) -> None:
         """Python forgets ``sys.exit``'s code before it tells anybody that the process ends."""
         self._exit_code = None
-        if self._exit is not None:
+        if self._watches_exit:
             return
+        self._watches_exit = True
         original: Callable[..., NoReturn] = sys.exit
-        self._exit = original
 
         @wraps(original)
         def exit_(code: object = None, /) -> NoReturn:
