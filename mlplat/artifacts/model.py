@@ -13,8 +13,6 @@ PROXY_SCHEME = "mlflow-artifacts"
 MAX_PATH_BYTES = 1_024
 MAX_SEGMENT_BYTES = 255
 MAX_DEPTH = 64
-#: URIs of this scheme name files behind the platform, wherever these are stored.
-PROXY_SCHEME = "mlflow-artifacts"
 
 
 @dataclass(frozen=True)

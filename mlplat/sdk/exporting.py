@@ -15,8 +15,7 @@ import pyarrow.parquet as pq
 from mlplat.errors import InvalidInput
 from mlplat.sdk.archive_files import Progress, no_progress
 from mlplat.sdk.archive_writer import ArchiveWriter, writing
-from mlplat.sdk.client import API, Client
-from mlplat.sdk.files import ARTIFACTS
+from mlplat.sdk.client import API, ARTIFACTS, Client
 from mlplat.tracking.archive import (
     EXPERIMENT,
     PAIRS_SCHEMA,
