@@ -33,6 +33,11 @@ class OpenRun(Protocol):
         """Its id."""
         ...
 
+    @property
+    def in_block(self) -> bool:
+        """Whether the ``with`` block of the run is still being executed."""
+        ...
+
     def end(self, status: str) -> None:
         """Puts its end into the outbox, without waiting."""
         ...
@@ -100,7 +105,8 @@ class Process:
         with self._lock:
             runs, outboxes = list(self._runs.values()), list(self._outboxes.values())
         for run in runs:
-            run.end(status)
+            # A process that ends in the middle of a `with` block was stopped, however calmly it ends.
+            run.end("KILLED" if run.in_block and status == "FINISHED" else status)
         for outbox in outboxes:
             outbox.flush(timeout_s, patience_s)
 

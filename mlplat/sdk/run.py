@@ -84,6 +84,7 @@ class Run:
         self._params: dict[str, str] = {}
         self._params_lock = threading.Lock()
         self._finished: Finished | None = None
+        self.in_block = False
         self._started_ms = started_ms
         self._capture = capture
         self._recorder: Recorder | None = None
@@ -384,11 +385,13 @@ class Run:
             warnings.warn(f"run {self.run_id}: {'. '.join(problems)}", RunWarning, stacklevel=3)
 
     def __enter__(self) -> Run:
+        self.in_block = True
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self.in_block = False
         status = status_after(error)
         if error is not None and status != "FINISHED" and self._recorder is not None:
             self._recorder.failed(error)

@@ -50,6 +50,12 @@ async def started(code: str) -> tuple[Process, str]:
         ("sys.exit(3)", 3, "FAILED"),
         ("sys.exit('told')", 1, "FAILED"),
         ("import threading; t = threading.Thread(target=sys.exit, args=(3,)); t.start(); t.join()", 0, "FINISHED"),
+        # Stopped in the middle: the main thread leaves while another is still at it.
+        (
+            "import threading; threading.Thread(target=lambda: run.__enter__() and time.sleep(60), daemon=True).start()",
+            0,
+            "KILLED",
+        ),
         ("1 / 0", 1, "FAILED"),
         ("raise KeyboardInterrupt", -signal.SIGINT, "KILLED"),
         ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)", -signal.SIGTERM, "KILLED"),
