@@ -52,7 +52,7 @@ async def started(code: str) -> tuple[Process, str]:
         ("import threading; t = threading.Thread(target=sys.exit, args=(3,)); t.start(); t.join()", 0, "FINISHED"),
         # Stopped in the middle: the main thread leaves while another is still at it.
         (
-            "import threading; threading.Thread(target=lambda: run.__enter__() and time.sleep(60), daemon=True).start()",
+            "import threading as t; t.Thread(target=lambda: run.__enter__() and time.sleep(60), daemon=True).start()",
             0,
             "KILLED",
         ),
