@@ -13,11 +13,10 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from mlplat.errors import InvalidInput
-from mlplat.metrics.model import SCHEMA, encode
+from mlplat.metrics.model import ARROW, SCHEMA, encode
 from mlplat.sdk.archive_files import Archive, Progress, no_progress, open_archive
 from mlplat.sdk.client import Client
 from mlplat.sdk.files import ARTIFACTS
-from mlplat.sdk.metrics import ARROW
 from mlplat.tracking.archive import PAIRS_SCHEMA, PARAMS, POINTS_SCHEMA, RUNS, RUNS_SCHEMA, TAGS, ExperimentInfo
 from mlplat.tracking.model import PARENT_RUN_TAG
 

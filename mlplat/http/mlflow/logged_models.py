@@ -17,6 +17,7 @@ from mlplat.http.mlflow.endpoint import (
     request_id,
     require,
     wire_double,
+    wire_pairs,
 )
 from mlplat.http.mlflow.experiments import Tag
 from mlplat.http.mlflow.listing import list_files
@@ -150,17 +151,13 @@ def wire_model(model: LoggedModel) -> Answer:
     optional: Answer = {
         "model_type": model.model_type,
         "source_run_id": model.source_run_id,
-        "tags": _pairs(model.tags),
+        "tags": wire_pairs(model.tags),
     }
-    data: Answer = {"params": _pairs(model.params), "metrics": [wire_metric(metric) for metric in model.metrics]}
+    data: Answer = {"params": wire_pairs(model.params), "metrics": [wire_metric(metric) for metric in model.metrics]}
     return {
         "info": info | {key: value for key, value in optional.items() if value},
         "data": {key: value for key, value in data.items() if value},
     }
-
-
-def _pairs(entries: dict[str, str]) -> list[Answer]:
-    return [{"key": key, "value": value} for key, value in entries.items()]
 
 
 def _unique_params(params: Sequence[Tag]) -> dict[str, str]:

@@ -8,7 +8,16 @@ from typing import Any
 import msgspec
 
 from mlplat.errors import InvalidInput
-from mlplat.http.mlflow.endpoint import Answer, Endpoint, check_limit, page_offset, paged, request_id, require
+from mlplat.http.mlflow.endpoint import (
+    Answer,
+    Endpoint,
+    check_limit,
+    page_offset,
+    paged,
+    request_id,
+    require,
+    wire_pairs,
+)
 from mlplat.http.mlflow.experiments import Tag
 from mlplat.http.services import Services
 from mlplat.registry.model import (
@@ -134,7 +143,7 @@ def wire_version(version: ModelVersion) -> Answer:
         "user_id": version.user_id,
         "run_link": version.run_link,
         "aliases": version.aliases,
-        "tags": [{"key": key, "value": value} for key, value in version.tags.items()],
+        "tags": wire_pairs(version.tags),
     }
     return answer | {key: value for key, value in optional.items() if value}
 
@@ -150,7 +159,7 @@ def wire_model(model: RegisteredModel) -> Answer:
         "description": model.description,
         "latest_versions": [wire_version(model.latest)] if model.latest else [],
         "aliases": [{"alias": alias, "version": str(version)} for alias, version in model.aliases.items()],
-        "tags": [{"key": key, "value": value} for key, value in model.tags.items()],
+        "tags": wire_pairs(model.tags),
     }
     return answer | {key: value for key, value in optional.items() if value}
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from mlplat.http.bodies import decode_request
 from mlplat.http.services import Services
 from mlplat.metrics import queries
-from mlplat.metrics.model import encode
+from mlplat.metrics.model import ARROW, encode
 from mlplat.metrics.reconcile import MAX_RUN_IDS
 from mlplat.tracking.import_rows import ImportedRun
 from mlplat.tracking.imports import NewExperiment
@@ -22,7 +22,6 @@ from mlplat.tracking.moves import MAX_RUNS as MAX_MOVED
 from mlplat.tracking.purge import Scope, parse_age
 from mlplat.tracking.purger import MAX_RUNS as MAX_PURGED
 
-ARROW = "application/vnd.apache.arrow.stream"
 MAX_POINTS = 500_000
 _Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 _RunId = Annotated[str, Field(min_length=1, max_length=250)]
