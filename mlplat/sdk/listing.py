@@ -1,10 +1,12 @@
-"""Reading what MLflow's REST API lists: pages behind tokens, and keys with values."""
+"""Lists over HTTP: pages behind tokens, keys with values, and long lists in parts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
 
 
 def pages(read: Callable[[dict[str, str]], dict[str, Any]], items: str) -> Iterator[list[Any]]:
@@ -27,6 +29,12 @@ def pages(read: Callable[[dict[str, str]], dict[str, Any]], items: str) -> Itera
 def every(read: Callable[[dict[str, str]], dict[str, Any]], items: str) -> Iterator[Any]:
     """The items of all ``pages``."""
     return chain.from_iterable(pages(read, items))
+
+
+def slices(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    """The items in parts of at most ``size``."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
 
 
 def pairs(entries: Iterable[dict[str, str]] | None) -> dict[str, str]:
