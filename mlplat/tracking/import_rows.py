@@ -115,7 +115,7 @@ class ImportRows:
                 raise InvalidInput(f"The direction of a link is {INPUT!r} or {OUTPUT!r}, not {link.direction[:50]!r}.")
         async with self._engine.begin() as connection:
             await require_importing(connection, experiment_id)
-            runs = {link.run_id for link in (*inputs, *models)}
+            runs = {one.run_id for one in inputs} | {link.run_id for link in models}
             await _require_mine(connection, RUNS, experiment_id, runs)
             await _require_sent(connection, experiment_id, runs)
             await _link_datasets(connection, experiment_id, inputs)

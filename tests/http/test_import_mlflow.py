@@ -12,9 +12,9 @@ import pytest
 
 from mlplat.errors import NotFound, PlatformError
 from mlplat.sdk import mlflow_import
+from mlplat.sdk.archive_rows import run_files, run_pages
 from mlplat.sdk.client import Client
-from mlplat.sdk.exporting import artifact_paths, run_pages
-from mlplat.sdk.importing import Imported
+from mlplat.sdk.import_target import Imported
 from mlplat.sdk.mlflow_import import import_mlflow
 from tests.contract.chdb import unique
 from tests.http.conftest import Stack
@@ -95,7 +95,7 @@ async def test_an_import_is_equal_in_everything_and_happens_once(
     run_ids = await asyncio.to_thread(_fill, source, name)
     (imported,) = await asyncio.to_thread(_import, client, source, name)
     assert (imported.runs, imported.points, imported.artifacts, imported.renamed) == (2, 252, 3, {})
-    assert imported.references_left_out == 1
+    assert (imported.datasets, imported.left_out) == (1, [])
     there = (await asyncio.to_thread(source.get, f"{API}/experiments/get-by-name", experiment_name=name))["experiment"]
     here = (await asyncio.to_thread(client.get, f"{API}/experiments/get-by-name", experiment_name=name))["experiment"]
     for key in ("lifecycle_stage", "creation_time", "last_update_time", "tags"):
@@ -123,9 +123,9 @@ async def test_an_import_that_breaks_off_goes_on_with_the_runs_that_lack(
         seen.append(run_id)
         if len(seen) == 2:
             raise PlatformError("the line went dead")
-        return artifact_paths(where, run_id)
+        return run_files(where, run_id)
 
-    monkeypatch.setattr("mlplat.sdk.mlflow_import.artifact_paths", broken)
+    monkeypatch.setattr("mlplat.sdk.mlflow_import.run_files", broken)
     with pytest.raises(PlatformError, match="went dead"):
         await asyncio.to_thread(_import, client, source, name)
     found = await asyncio.to_thread(client.get, f"{API}/experiments/get-by-name", experiment_name=name)

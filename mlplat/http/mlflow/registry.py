@@ -105,6 +105,8 @@ class CreateVersionRequest(Model):
     tags: list[Tag] = []
     run_link: str | None = None
     description: str = ""
+    #: Not MLflow's: imports keep the numbers of versions. It must be later than all before.
+    version: str | None = None
 
 
 class Version(Model):
@@ -275,7 +277,7 @@ async def create_version(services: Services, request: CreateVersionRequest) -> A
     artifact_uri = await _resolve_source(services, source, request.run_id)
     command = CreateVersion(
         _name(request), source, artifact_uri, request.run_id, request.run_link, request.description, "",
-        {tag.key: tag.value for tag in request.tags},
+        {tag.key: tag.value for tag in request.tags}, parse_version(request.version) if request.version else None,
     )  # fmt: skip
     answer = await _execute(services, command)
     return await _version_answer(services, request.name, answer["version"])
