@@ -9,7 +9,7 @@ from ray import serve
 from ray.serve.schema import LoggingConfig
 
 from actors.handles import ClusterStatus, MetricShardClient, RegistryClient, SchedulerClient
-from actors.lifecycle import PLATFORM_ENV
+from actors.lifecycle import PLATFORM_ENV, spare_garbage_collection
 from mlplat import __version__
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.db.engine import open_engine
@@ -52,7 +52,9 @@ def gateway(config: PlatformConfig, replicas: int = 1) -> Any:
             artifacts=artifacts,
             status=ClusterStatus(),
         )
-        return create_app(services, __version__)
+        app = create_app(services, __version__)
+        spare_garbage_collection()
+        return app
 
     # Ray's stubs say deployment(class) gives a decorator; given a class it gives the deployment.
     deployment: Any = serve.deployment(
@@ -63,7 +65,7 @@ def gateway(config: PlatformConfig, replicas: int = 1) -> Any:
         graceful_shutdown_timeout_s=5,
         health_check_period_s=2,
         health_check_timeout_s=10,
-        logging_config=LoggingConfig(enable_access_log=False),
+        logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
         ray_actor_options={"num_cpus": 0, "runtime_env": PLATFORM_ENV},
     )
     return deployment.bind()

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from functools import partial
 
-from actors.lifecycle import Health, Started, actor_id
+from actors.lifecycle import Health, Started, actor_id, spare_garbage_collection
 from mlplat.db.engine import open_engine
 from mlplat.db.lease import LeaseKeeper
 from mlplat.errors import PlatformError
@@ -27,6 +27,7 @@ class MetricShard:
         lease = LeaseKeeper(engine, name, actor_id())
         self._service = MetricService(engine, MetricStore(config.clickhouse_url), lease, name)
         self._started = Started(self._service.start, lease)
+        spare_garbage_collection()
 
     async def append(self, batch: bytes, update: RunUpdate | None = None) -> int:
         """Makes an Arrow IPC batch durable, together with params and tags; returns its number of points."""

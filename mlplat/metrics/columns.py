@@ -45,14 +45,15 @@ def text_column(values: Sequence[str]) -> pa.Array:
     )
 
 
-def name_column(names: Sequence[str], codes: Sequence[int]) -> pa.Array:
-    """A dictionary column: row i holds ``names[codes[i]]``."""
-    indices = pa.Array.from_buffers(pa.int32(), len(codes), [None, pa.py_buffer(array("i", codes))])
-    return pa.DictionaryArray.from_arrays(indices, text_column(names))
+def constant_name(name: str, count: int) -> pa.Array:
+    """A dictionary column of the same text in every row."""
+    indices = pa.Array.from_buffers(pa.int32(), count, [None, pa.py_buffer(bytes(4 * count))])
+    return pa.DictionaryArray.from_arrays(indices, text_column([name]))
 
 
 def encoded_names(values: Sequence[str]) -> pa.Array:
     """A dictionary column of texts, in which each occurs once in the dictionary."""
     names: dict[str, int] = {}
-    codes = [names.setdefault(value, len(names)) for value in values]
-    return name_column(list(names), codes)
+    codes = array("i", [names.setdefault(value, len(names)) for value in values])
+    indices = pa.Array.from_buffers(pa.int32(), len(codes), [None, pa.py_buffer(codes)])
+    return pa.DictionaryArray.from_arrays(indices, text_column(list(names)))

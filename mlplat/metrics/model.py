@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from mlplat.errors import InvalidInput
 from mlplat.keys import check_key
-from mlplat.metrics.columns import encoded_names, float64_column, int64_column, name_column
+from mlplat.metrics.columns import constant_name, encoded_names, float64_column, int64_column
 
 _NAME = pa.dictionary(pa.int32(), pa.string())
 #: One row per point. ``timestamp`` is in ms since the epoch, ``step`` may be negative.
@@ -70,7 +70,7 @@ def columns_table(
         TypeError, OverflowError, UnicodeEncodeError: a value does not fit its column.
     """
     columns = [
-        name_column([run_id], [0] * len(keys)),
+        constant_name(run_id, len(keys)),
         encoded_names(keys),
         int64_column(steps),
         int64_column(timestamps),

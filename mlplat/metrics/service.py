@@ -38,7 +38,7 @@ MAX_LOG_BYTES = 16 * 1024 * 1024 * 1024
 LOG_SIZE_INTERVAL_S = 5.0
 FLUSH_POINTS = 250_000
 #: How long groups gather before they move on, when nobody wants to read them.
-FLUSH_INTERVAL_S = 0.2
+FLUSH_INTERVAL_S = 1.0
 REPLAY_GROUPS = 16
 READERS = 3
 RETRY_S = 0.5

@@ -104,21 +104,19 @@ class RunStore:
             )
         name = name or tagged or random_run_name()
         tags = dict(tags) | {RUN_NAME_TAG: name}
+        values = {
+            "run_id": run_id, "experiment_id": experiment_id, "name": name, "status": RunStatus.RUNNING.value,
+            "user_id": user_id, "started_at": started_at, "beating": beating,
+            "keys": list(tags), "values": [cut_tag(value) for value in tags.values()],
+        }  # fmt: skip
         async with self._engine.begin() as connection:
-            location = await require_active_experiment(connection, experiment_id)
-            artifact_uri = f"{location.rstrip('/')}/{run_id}/artifacts"
-            new = Run(run_id, experiment_id, name, RunStatus.RUNNING, user_id, artifact_uri, False, started_at, None,
-                      {}, tags)  # fmt: skip
-            row = upsert(run).values(
-                run_id=run_id, experiment_id=experiment_id, name=name, status=new.status, user_id=user_id,
-                artifact_uri=artifact_uri, started_at=started_at,
-                heartbeat_at=func.clock_timestamp() if beating else None,
-            )  # fmt: skip
-            added = row.on_conflict_do_nothing().returning(run.c.run_id)
-            if (await connection.execute(added)).first() is None:
+            row = (await connection.execute(_CREATE, values)).first()
+            if row is None:
+                await require_active_experiment(connection, experiment_id)  # says what is wrong with it
+            if row is None or row.run_id is None:
                 return (await load_runs(connection, [run_id]))[0]
-            await _put_tags(connection, run_id, tags)
-        return new
+        return Run(run_id, experiment_id, name, RunStatus.RUNNING, user_id, row.artifact_uri, False, started_at, None,
+                   {}, tags)  # fmt: skip
 
     async def get(self, run_id: str) -> Run:
         """The run, deleted or not."""
@@ -273,6 +271,29 @@ class RunStore:
         )
         async with self._engine.begin() as connection:
             return (await connection.execute(statement)).rowcount
+
+
+# A run is created in one round trip: the experiment is pinned, the run and its tags are written.
+_CREATE = text(
+    """
+    WITH parent AS MATERIALIZED (
+        SELECT rtrim(artifact_location, '/') || '/' || CAST(:run_id AS text) || '/artifacts' AS artifact_uri
+        FROM experiment WHERE experiment_id = :experiment_id AND NOT deleted FOR SHARE
+    ), made AS (
+        INSERT INTO run (run_id, experiment_id, name, status, user_id, artifact_uri, started_at, heartbeat_at)
+        SELECT CAST(:run_id AS text), CAST(:experiment_id AS bigint), CAST(:name AS text), CAST(:status AS text),
+               CAST(:user_id AS text), artifact_uri, CAST(:started_at AS timestamptz),
+               CASE WHEN :beating THEN clock_timestamp() END
+        FROM parent
+        ON CONFLICT DO NOTHING RETURNING run_id
+    ), tagged AS (
+        INSERT INTO run_tag (run_id, key, value)
+        SELECT made.run_id, tag.key, tag.value
+        FROM made, unnest(CAST(:keys AS text[]), CAST(:values AS text[])) AS tag (key, value)
+    )
+    SELECT parent.artifact_uri, made.run_id FROM parent LEFT JOIN made ON true
+    """
+)
 
 
 async def write_update(connection: AsyncConnection, new: RunUpdate) -> RunRef:

@@ -117,7 +117,7 @@ async def test_update_changes_what_is_given_and_nothing_else(store: RunStore, ex
     run = await store.update("r1", None, ended, None)
     assert (run.status, run.ended_at, run.name) == (RunStatus.FINISHED, ended, "first")
     run = await store.update("r1", RunStatus.RUNNING, None, "")
-    assert (run.status, run.ended_at, run.name) == (RunStatus.RUNNING, ended, "first")
+    assert (run.status, run.ended_at, run.name) == (RunStatus.RUNNING, None, "first")
     assert await store.get("r1") == run
 
 

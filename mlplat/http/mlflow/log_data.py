@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import msgspec
-import pyarrow as pa
 
 from mlplat.errors import InvalidInput
 from mlplat.http.mlflow.endpoint import Answer, Endpoint, parse_double, require
@@ -14,7 +13,7 @@ from mlplat.http.mlflow.model_metrics import attach_model_metrics, check_models
 from mlplat.http.mlflow.runs import ById, run_id_of
 from mlplat.http.services import Services
 from mlplat.keys import check_key
-from mlplat.metrics.model import columns_table, encode
+from mlplat.metrics.model import Point, columns_table, encode, points_table
 from mlplat.tracking.model import (
     MAX_BATCH_METRICS,
     MAX_BATCH_PARAMS,
@@ -26,7 +25,7 @@ from mlplat.tracking.model import (
 )
 
 
-class Metric(msgspec.Struct):
+class Metric(msgspec.Struct, gc=False):
     """One point on the wire. Required fields are checked by hand, to answer as MLflow does."""
 
     key: str = ""
@@ -66,23 +65,28 @@ class LogBatch(ById):
 
 
 def _metrics_batch(run_id: str, metrics: Sequence[Metric | LogMetric]) -> bytes:
-    """The points as an Arrow batch; the shard checks the rest of what can be wrong with them."""
-    keys = [metric.key for metric in metrics]
-    for key in set(keys):
-        check_key("metric", key)
-    timestamps = [metric.timestamp for metric in metrics if metric.timestamp is not None]
-    if len(timestamps) < len(metrics):
-        raise InvalidInput("Missing value for required parameter 'timestamp'.")
-    values = [
-        metric.value if type(metric.value) is float else parse_double("value", metric.value) for metric in metrics
-    ]
+    """The points as an Arrow batch. The shard checks the keys, which are few, and the times."""
+    keys, steps = [metric.key for metric in metrics], [metric.step for metric in metrics]
+    timestamps, values = [metric.timestamp for metric in metrics], [metric.value for metric in metrics]
     try:
-        table = columns_table(run_id, keys, [metric.step for metric in metrics], timestamps, values)
-    except (OverflowError, pa.ArrowInvalid) as error:  # numbers of more than 64 bits
-        for metric in metrics:
-            from_ms(metric.timestamp or 0)
-        raise InvalidInput("Invalid value for parameter 'step' supplied: out of range.") from error
-    return encode(table)
+        return encode(columns_table(run_id, keys, steps, timestamps, values))  # type: ignore[arg-type]  # see below
+    except (TypeError, OverflowError, UnicodeEncodeError):
+        return _checked_batch(run_id, metrics)
+
+
+def _checked_batch(run_id: str, metrics: Sequence[Metric | LogMetric]) -> bytes:
+    """The same, point by point: for what is missing, written as text, or out of range."""
+    points = []
+    for metric in metrics:
+        check_key("metric", metric.key)
+        value = parse_double("value", metric.value)
+        if metric.timestamp is None:
+            raise InvalidInput("Missing value for required parameter 'timestamp'.")
+        from_ms(metric.timestamp)
+        if not -(2**63) <= metric.step < 2**63:
+            raise InvalidInput(f"Invalid value {metric.step} for parameter 'step' supplied: out of range.")
+        points.append(Point(metric.key, value, metric.timestamp, metric.step))
+    return encode(points_table(run_id, points))
 
 
 def _update(run_id: str, params: Sequence[Tag], tags: Sequence[Tag]) -> RunUpdate:
@@ -99,9 +103,10 @@ async def log_metric(services: Services, request: LogMetric) -> Answer:
     """POST runs/log-metric"""
     run_id = run_id_of(request)
     batch = _metrics_batch(run_id, [request])
-    await check_models(services, [request])
+    of_models = [request] if request.model_id else []
+    await check_models(services, of_models)
     await services.metrics.append(batch)
-    await attach_model_metrics(services, run_id, [request])
+    await attach_model_metrics(services, run_id, of_models)
     return {}
 
 
@@ -140,9 +145,10 @@ async def log_batch(services: Services, request: LogBatch) -> Answer:
     if request.metrics:
         has_update = bool(update.params or update.tags)
         batch = _metrics_batch(run_id, request.metrics)
-        await check_models(services, request.metrics)
+        of_models = [metric for metric in request.metrics if metric.model_id]
+        await check_models(services, of_models)
         await services.metrics.append(batch, update if has_update else None)
-        await attach_model_metrics(services, run_id, request.metrics)
+        await attach_model_metrics(services, run_id, of_models)
     else:
         await services.runs.log(run_id, update.params, update.tags)
     return {}

@@ -23,22 +23,23 @@ class WireMetric(Protocol):
 
 
 async def check_models(services: Services, metrics: Sequence[WireMetric]) -> None:
-    """Checks the models and datasets that metrics name, before anything is written. Costs nothing without any.
+    """Checks the models and datasets that metrics name, before anything is written.
+
+    ``metrics``: those that name a model.
 
     Raises:
         NotFound: no such model.
         InvalidInput: a dataset's name or digest is too long.
     """
-    model_ids = {metric.model_id for metric in metrics if metric.model_id}
-    if not model_ids:
+    if not metrics:
         return
     for metric in metrics:
         check_metric_dataset(metric.dataset_name, metric.dataset_digest)
-    await services.logged_models.check(model_ids)
+    await services.logged_models.check({metric.model_id for metric in metrics if metric.model_id})
 
 
 async def attach_model_metrics(services: Services, run_id: str, metrics: Sequence[WireMetric]) -> None:
-    """Adds the metrics that name a model to it.
+    """Adds metrics to the models that they name.
 
     Raises:
         NotFound: no such model.
