@@ -338,3 +338,76 @@ async def test_other_peoples_runs_and_finished_imports_are_out_of_reach(client: 
     await refused("each once", f"{path}/ids", {"run_ids": ["a", "a"]})
     await refused("No import", "/api/v1/imports/0/finish", {})
     await refused("decimal numbers", "/api/v1/imports/x/finish", {})
+
+
+def _as_version_1(folder: Path) -> None:
+    """Takes away what the first version of the format did not have."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    tables = {"inputs", "datasets", "run_models", "models", "model_params", "model_tags", "model_metrics"}
+    for name in list(manifest["files"]):
+        if name.removesuffix(".parquet") in tables or name.startswith("models/"):
+            del manifest["files"][name]
+            (folder / name).unlink()
+    del manifest["models"]
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"version": 1}))
+
+
+async def test_archives_of_the_first_version_are_read(client: Client, tmp_path: Path) -> None:
+    name = unique("experiment")
+    await asyncio.to_thread(_fill, client, name)
+    await asyncio.to_thread(export_experiment, client, name, tmp_path / "x")
+    _as_version_1(tmp_path / "x")
+    imported = await asyncio.to_thread(import_archive, client, tmp_path / "x", f"{name}-copy")
+    assert (imported.runs, imported.points, imported.artifacts) == (3, 255, 3)
+    assert (imported.datasets, imported.models) == (0, 0)
+    assert {(run["inputs"] == {}, run["outputs"] == {}) for run in await _runs(client, f"{name}-copy")} == {
+        (True, True)
+    }
+
+
+async def test_what_archives_refer_to_and_is_nowhere_is_named(client: Client, tmp_path: Path) -> None:
+    """A run that made a model of another experiment, which a run of a third one measured; both are purged later."""
+    name, others = unique("experiment"), [unique("other"), unique("other")]
+    (run_id, *_rest) = await asyncio.to_thread(_fill, client, name)
+    made = [await asyncio.to_thread(client.post, f"{API}/experiments/create", {"name": each}) for each in others]
+    new = {"experiment_id": made[0]["experiment_id"], "name": "elsewhere"}
+    theirs = (await asyncio.to_thread(client.post, f"{API}/logged-models", new))["model"]["info"]["model_id"]
+    link = {"run_id": run_id, "models": [{"model_id": theirs, "step": 1}]}
+    await asyncio.to_thread(client.post, f"{API}/runs/outputs", link)
+    mine = {"experiment_ids": [(await _experiment(client, name))["experiment_id"]]}
+    (model,) = (await asyncio.to_thread(client.post, f"{API}/logged-models/search", mine))["models"]
+    body = {"experiment_id": made[1]["experiment_id"], "start_time": 1}
+    judge = (await asyncio.to_thread(client.post, f"{API}/runs/create", body))["run"]["info"]["run_id"]
+    point = {"run_id": judge, "key": "score", "value": 1, "timestamp": 9, "model_id": model["info"]["model_id"]}
+    await asyncio.to_thread(client.post, f"{API}/runs/log-metric", point)
+    await asyncio.to_thread(export_experiment, client, name, tmp_path / "x")
+    there = await asyncio.to_thread(import_archive, client, tmp_path / "x", f"{name}-whole")
+    assert there.left_out == []
+    for each in made:
+        await asyncio.to_thread(client.post, f"{API}/experiments/delete", each)
+    await asyncio.to_thread(purge, client, experiments=others)
+    imported = await asyncio.to_thread(import_archive, client, tmp_path / "x", f"{name}-copy")
+    assert imported.left_out == [
+        f"1 metric points of logged models: run {judge}, which they name, is not here",
+        f"output of run {imported.renamed[run_id]}: logged model {theirs} is not here",
+    ]
+
+
+async def test_pages_of_logged_models_are_bounded_and_of_one_experiment(client: Client) -> None:
+    name = unique("experiment")
+    await asyncio.to_thread(_fill, client, name)
+    path = f"/api/v1/experiments/{(await _experiment(client, name))['experiment_id']}"
+    found: list[str] = []
+    page: dict[str, str] = {}
+    while True:
+        answer = await asyncio.to_thread(partial(client.get, f"{path}/logged-model-metrics", max_results=50, **page))
+        found += [f"{point['model_id']}-{point['step']}-{point['value']}" for point in answer["metrics"]]
+        if "next_page_token" not in answer:
+            break
+        page = {"page_token": answer["next_page_token"]}
+    assert len(set(found)) == len(found) == 151
+    for query in ({"max_results": 0}, {"max_results": 10_001}, {"page_token": "m-1:xyz"}):
+        with pytest.raises(InvalidInput):
+            await asyncio.to_thread(partial(client.get, f"{path}/logged-model-metrics", **query))
+    with pytest.raises(NotFound):
+        await asyncio.to_thread(client.get, "/api/v1/experiments/999999999/logged-models")

@@ -194,7 +194,7 @@ async def test_an_experiment_that_is_not_there_is_an_error(client: Client, sourc
 
 
 def _register(source: Client, name: str, run: dict[str, Any], model_id: str, stranger: str) -> None:
-    """Versions 1 and 3 to 6 (2 is deleted): by run, logged model and URI, elsewhere, of a stranger; aliases, a stage."""
+    """Versions 1 and 3 to 6 (2 is deleted): by run, logged model and URI, elsewhere, of a stranger; aliases, stage."""
     tags = [{"key": "team", "value": "vision"}]
     source.post(f"{API}/registered-models/create", {"name": name, "description": "all of it", "tags": tags})
     sources = [
