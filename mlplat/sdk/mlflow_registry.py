@@ -8,7 +8,6 @@ the import.
 from __future__ import annotations
 
 import re
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -109,7 +108,9 @@ class _Importer:
         for name in (name for name, found in known.items() if found is None):
             body = {"name": name, "description": model.get("description", ""), "tags": tags}
             try:
-                created: dict[str, Any] = self._post("registered-models/create", body)["registered_model"]
+                created: dict[str, Any] = self._client.post_once(f"{API}/registered-models/create", body)[
+                    "registered_model"
+                ]
             except AlreadyExists:  # somebody else was faster
                 continue
             self.result.models += 1
@@ -140,7 +141,7 @@ class _Importer:
                 "description": version.get("description", ""),
                 "tags": [*version.get("tags", ()), {"key": IMPORTED_TAG, "value": origin}],
             }
-            self._post("model-versions/create", body)
+            self._client.post_once(f"{API}/model-versions/create", body)
         except (_LeftOut, *_REFUSED) as error:
             self.result.left_out.append(f"{what}: {error}")
             return
@@ -157,7 +158,9 @@ class _Importer:
                 self.result.left_out.append(f"{what}: it points at version {here} here")
             return
         try:
-            self._post("registered-models/alias", {"name": name, "alias": entry["alias"], "version": there})
+            self._client.post_once(
+                f"{API}/registered-models/alias", {"name": name, "alias": entry["alias"], "version": there}
+            )
         except _REFUSED as error:
             self.result.left_out.append(f"{what}: {error}")
 
@@ -226,11 +229,6 @@ class _Importer:
         except NotFound:
             raise _LeftOut(f"its logged model {model_id} is gone") from None
         return info
-
-    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """A mutation that happens once, however often the request has to be sent."""
-        answer: dict[str, Any] = self._client.post(f"{API}/{path}", body, idempotency_key=uuid.uuid4().hex)
-        return answer
 
 
 def _versions(client: Client, name: str) -> list[dict[str, Any]]:
