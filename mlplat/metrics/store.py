@@ -43,7 +43,7 @@ SETTINGS = {
 UNKNOWN_DATABASE = 81
 #: chDB shares its process with the shard. By default a query takes one thread per free GiB, which below that cap would
 #: always be a single one.
-CHDB_SETTINGS = SETTINGS | {"max_threads_min_free_memory_per_thread": 0}
+CHDB_SETTINGS = {"max_threads_min_free_memory_per_thread": 0}
 
 
 class MetricStore:
@@ -157,7 +157,7 @@ class MetricStore:
         if self.is_embedded:
             self._path().mkdir(parents=True, exist_ok=True)
             return clickhouse_connect.get_client(
-                interface="chdb", path=str(self._path()), chdb_options=CHDB_OPTIONS, settings=dict(CHDB_SETTINGS)
+                interface="chdb", path=str(self._path()), chdb_options=CHDB_OPTIONS, settings=SETTINGS | CHDB_SETTINGS
             )
         return clickhouse_connect.get_client(**server_options(self._url), settings=dict(SETTINGS))
 

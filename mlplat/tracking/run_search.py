@@ -44,6 +44,8 @@ SLICE_GROWTH = 16
 MAX_PROBED = 5_000
 #: So many runs are few enough to be named in one statement to the metric store.
 FEW = 2_000
+#: Ids travel in the request line of a ClickHouse server, which is at most 1 MiB long.
+RUNS_PER_READ = 2_000
 #: Rank of a run without the metric: after numbers (0) and NaN (1).
 MISSING = 2
 
@@ -90,8 +92,8 @@ async def with_metrics(reader: MetricReader, runs: Sequence[Run]) -> list[FoundR
 async def _last_points(reader: MetricReader, run_ids: Sequence[str]) -> dict[str, list[MetricPoint]]:
     """One query for all the runs of a usual page."""
     points: dict[str, list[MetricPoint]] = {run_id: [] for run_id in run_ids}
-    for first in range(0, len(run_ids), FEW):
-        table = await reader.query(queries.latest(run_ids[first : first + FEW]))
+    for first in range(0, len(run_ids), RUNS_PER_READ):
+        table = await reader.query(queries.latest(run_ids[first : first + RUNS_PER_READ]))
         columns = (table[name].to_pylist() for name in ("run_id", "key", "value", "timestamp", "step"))
         for run_id, key, value, timestamp, step in zip(*columns, strict=True):
             points[run_id].append(MetricPoint(key, value, timestamp, step))
