@@ -10,7 +10,9 @@ from typing import Any
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
+from mlplat.cli import app, lifecycle
 from mlplat.errors import NotFound, PlatformError
 from mlplat.sdk import mlflow_import
 from mlplat.sdk.archive_rows import run_files, run_pages
@@ -284,3 +286,36 @@ async def test_a_model_whose_name_or_number_is_taken_is_told(client: Client, sou
     assert f"version 2 of registered model {name}: the number is taken here" in again.left_out
     _model, versions = await asyncio.to_thread(_registered, client, here)
     assert set(versions) == {"1", "2"}
+
+
+async def test_the_command_names_everything_that_stays_behind(
+    client: Client, source: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment, name = unique("experiment"), unique("model")
+    run_id = (await asyncio.to_thread(_fill, source, experiment))[0]
+    body = {"name": name}
+    await asyncio.to_thread(source.post, f"{API}/registered-models/create", {"name": name})
+    await asyncio.to_thread(
+        source.post, f"{API}/model-versions/create", body | {"source": f"runs:/{run_id}/model", "run_id": run_id}
+    )
+    monkeypatch.setenv("MLPLAT_URL", client.url)
+    monkeypatch.setattr(lifecycle.console, "width", 200)
+
+    async def says(*arguments: str) -> str:
+        result = await asyncio.to_thread(CliRunner().invoke, app, ["import-mlflow", source.url, *arguments])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    output = await says("--experiment", experiment)
+    assert "2 runs, 252 points, 1 datasets, 0 logged models, 3 artifacts" in output
+    assert "registry" not in output
+    output = await says("--experiment", experiment, "--registry")
+    assert "was imported before; nothing changed" in output
+    assert "registry:" in output
+    _model, versions = await asyncio.to_thread(_registered, client, name)
+    assert versions["1"]["source"] == f"runs:/{run_id}/model"
+    stage = {"name": name, "version": "1", "stage": "Staging", "archive_existing_versions": False}
+    await asyncio.to_thread(source.post, f"{API}/model-versions/create", body | {"source": "s3://b/m"})
+    await asyncio.to_thread(source.post, f"{API}/model-versions/transition-stage", stage | {"version": "2"})
+    output = await says("--experiment", experiment, "--registry")
+    assert f"stage Staging of version 2 of registered model {name}" in output
