@@ -68,20 +68,28 @@ class ImportTarget:
         self._path = f"/api/v1/imports/{answer['experiment_id']}"
         self._ids: dict[str, str] = {}
         self._model_ids: dict[str, str] = {}
-        #: Ids of the source's runs and models that are complete.
+        #: Ids of the source's runs, and of its models, that are complete.
         self.arrived: set[str] = set()
+        self.arrived_models: set[str] = set()
         self.result = Imported(answer["experiment_id"], answer["name"], answer["complete"])
 
     def assign(self, run_ids: Sequence[str]) -> None:
         """Gets the ids that the source's runs have here; notes in ``arrived`` which are complete."""
-        self._assign("run_ids", "runs", run_ids, self._ids, self.result.renamed)
+        self._assign("run_ids", "runs", run_ids, self._ids, self.result.renamed, self.arrived)
 
     def assign_models(self, model_ids: Sequence[str]) -> None:
-        """The same for logged models."""
-        self._assign("model_ids", "models", model_ids, self._model_ids, self.result.renamed_models)
+        """The same for logged models, in ``arrived_models``."""
+        ids, renamed = self._model_ids, self.result.renamed_models
+        self._assign("model_ids", "models", model_ids, ids, renamed, self.arrived_models)
 
     def _assign(
-        self, wanted: str, answered: str, source_ids: Sequence[str], ids: dict[str, str], renamed: dict[str, str]
+        self,
+        wanted: str,
+        answered: str,
+        source_ids: Sequence[str],
+        ids: dict[str, str],
+        renamed: dict[str, str],
+        arrived: set[str],
     ) -> None:
         for batch in slices(source_ids, IDS_PER_CALL):
             for entry in self._client.post(f"{self._path}/ids", {wanted: batch})[answered]:
@@ -90,7 +98,7 @@ class ImportTarget:
                 if old != new:
                     renamed[old] = new
                 if entry["complete"]:
-                    self.arrived.add(old)
+                    arrived.add(old)
 
     def new_id(self, run_id: str) -> str:
         """A run's id here.

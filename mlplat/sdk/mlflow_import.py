@@ -190,7 +190,7 @@ class _Models:
     def _put(self, models: Sequence[dict[str, Any]], *, deleted: bool) -> dict[str, str]:
         rows = [model_row(model, deleted=deleted) | {"artifact_uri": None} for model in models]
         self._target.assign_models([row["model_id"] for row in rows])
-        return self._target.put_models([row for row in rows if row["model_id"] not in self._target.arrived])
+        return self._target.put_models([row for row in rows if row["model_id"] not in self._target.arrived_models])
 
     def _files(self, model_id: str) -> list[str]:
         try:
