@@ -3,8 +3,6 @@ PYTHON ?= python3
 BIN := .venv/bin
 ONLY ?=
 ARGS ?=
-IN_PROCESS := tests/unit tests/contract tests/http
-PLATFORM := tests/e2e tests/faults
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test soak check bench down lock
@@ -23,22 +21,21 @@ demo: .venv/installed ## Start the platform, train and register a model in a pip
 down: .venv/installed ## Stop the platform; its data stays
 	$(BIN)/mlplat down
 
-# Three jobs side by side: the checks, tests in this process, tests of whole platforms, which wait a lot.
+# Side by side, because most of these wait more than they compute: the checks, and three groups of tests.
 test: .venv/installed ## Run the checks and all tests, side by side (only some tests: make test ARGS=tests/unit)
 ifeq ($(ARGS),)
 	@mkdir -p build
 	@$(MAKE) --no-print-directory check > build/check.log 2>&1 & checks=$$!; \
-	$(BIN)/python -m pytest $(IN_PROCESS) > build/in-process.log 2>&1 & in_process=$$!; \
-	$(BIN)/python -m pytest $(PLATFORM); platform=$$?; \
-	wait $$in_process; in_process=$$?; cat build/in-process.log; \
+	$(BIN)/python -m pytest tests/unit tests/contract > build/stores.log 2>&1 & stores=$$!; \
+	$(BIN)/python -m pytest tests/http > build/http.log 2>&1 & http=$$!; \
+	$(BIN)/python -m pytest tests/e2e tests/faults; platform=$$?; \
+	wait $$stores; stores=$$?; cat build/stores.log; \
+	wait $$http; http=$$?; cat build/http.log; \
 	wait $$checks; checks=$$?; if [ $$checks -ne 0 ]; then cat build/check.log; fi; \
-	exit $$((platform || in_process || checks))
+	exit $$((platform || stores || http || checks))
 else
 	$(BIN)/python -m pytest $(ARGS)
 endif
-
-soak: .venv/installed ## Kill parts of a platform at work, hundreds of times (half an hour)
-	$(BIN)/python -m pytest -m soak $(ARGS)
 
 check: .venv/installed ## Lint, type-check and check the layers
 	$(BIN)/ruff check --no-cache .

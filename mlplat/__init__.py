@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from mlplat.sdk.lifecycle import move_runs
     from mlplat.sdk.pipeline_runs import submit
     from mlplat.sdk.registry import register_model
-    from mlplat.sdk.run import Run, RunWarning, resume_run, start_run
+    from mlplat.sdk.run import Run, RunWarning
     from mlplat.sdk.search import RunRecord, get_run, search_runs
+    from mlplat.sdk.starting import resume_run, start_run
 
 __all__ = [
     "Capture",
@@ -47,9 +48,9 @@ _HOMES = {
     "move_runs": "mlplat.sdk.lifecycle",
     "pipeline": "mlplat.sdk.definition",
     "register_model": "mlplat.sdk.registry",
-    "resume_run": "mlplat.sdk.run",
+    "resume_run": "mlplat.sdk.starting",
     "search_runs": "mlplat.sdk.search",
-    "start_run": "mlplat.sdk.run",
+    "start_run": "mlplat.sdk.starting",
     "step": "mlplat.sdk.definition",
     "submit": "mlplat.sdk.pipeline_runs",
 }

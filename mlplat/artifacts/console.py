@@ -5,13 +5,15 @@ from __future__ import annotations
 import base64
 import codecs
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from mlplat.artifacts.segments import Place, plan_read
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.errors import InvalidInput
 
-#: Below a run's artifacts: a folder per process, ``<host>-<pid>``.
+#: Below a run's artifacts: a folder per process, ``<host>-<pid>-<start>``.
 FOLDER = "mlplat/console"
 #: A cursor has a place for each, and must fit into a URL.
 MAX_PROCESSES = 64
@@ -35,7 +37,14 @@ class ConsolePart:
     more: bool
 
 
-def read_console(artifacts: ArtifactStore, root: str, cursor: Cursor, limit: int, process: str = "") -> ConsolePart:
+def read_console(
+    artifacts: ArtifactStore,
+    root: str,
+    cursor: Cursor,
+    limit: int,
+    process: str = "",
+    others: Mapping[str, str] = MappingProxyType({}),
+) -> ConsolePart:
     """What follows the cursor, at most about ``limit`` bytes; blocks.
 
     Args:
@@ -44,20 +53,22 @@ def read_console(artifacts: ArtifactStore, root: str, cursor: Cursor, limit: int
         cursor: where to go on.
         limit: bytes of text. A heading is added where another process' output begins.
         process: only this one's output; by default that of the first ``MAX_PROCESSES`` by name.
+        others: folders elsewhere that count as processes, by name.
     """
     folder = f"{root}/{FOLDER}"
-    found = [entry.path for entry in artifacts.list(folder) if entry.is_dir]
+    found = dict(others) | {entry.path: f"{folder}/{entry.path}" for entry in artifacts.list(folder) if entry.is_dir}
     processes = [name for name in found if process in {"", name}][:MAX_PROCESSES]
     # The one that was read last goes on first: fewer headings.
     processes.sort(key=lambda name: name != cursor.last)
     places, last, parts, left = dict(cursor.places), cursor.last, list[str](), limit
     for name in processes:
-        text, places[name], read = _read_process(artifacts, f"{folder}/{name}", places.get(name, Place()), left)
+        text, places[name], read = _read_process(artifacts, found[name], places.get(name, Place()), left)
         if text and name != last:
             between = "\n" if parts and not parts[-1].endswith("\n") else ""
             parts.append(f"{between}── {name}\n" if len(processes) > 1 else "")
             last = name
-        parts.append(text)
+        if text:
+            parts.append(text)
         left -= read
         if left <= 0:
             break

@@ -91,17 +91,15 @@ class Shipper:
         write: Write,
         interval_s: float,
         *,
-        first_segment: Callable[[], int] = lambda: 1,
         max_bytes: int = MAX_LOG_BYTES,
         full_notice: bytes = b"",
     ) -> None:
         self._source = source
         self._write = write
         self._interval_s = interval_s
-        self._first_segment = first_segment
         self._left = max_bytes
         self._full_notice = full_notice
-        self._number: int | None = None
+        self._number = 1
         self._open = b""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mlplat-logs", daemon=True)
@@ -140,8 +138,7 @@ class Shipper:
         return True
 
     def _append(self, new: bytes) -> None:
-        number = self._first_segment() if self._number is None else self._number
         body = self._open + new
-        self._write(segment_name(number), body)
+        self._write(segment_name(self._number), body)
         full = len(body) >= SEGMENT_BYTES
-        self._number, self._open = (number + 1, b"") if full else (number, body)
+        self._number, self._open = (self._number + 1, b"") if full else (self._number, body)

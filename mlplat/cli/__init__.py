@@ -6,6 +6,8 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,7 +33,6 @@ app = typer.Typer(
 )
 console = Console(highlight=False, soft_wrap=True)
 app.add_typer(lifecycle.commands)
-SYNC_EVERY_S = 5.0
 _TRUE, _FALSE = {"true", "yes", "1", "on"}, {"false", "no", "0", "off"}
 
 
@@ -117,6 +118,7 @@ def logs_command(
 @app.command("sync")
 def sync_command(
     watch: Annotated[bool, typer.Option(help="Go on until interrupted.")] = False,
+    every: Annotated[float, typer.Option(min=0.1, help="With --watch: seconds between two looks.")] = 5.0,
     url: Annotated[str | None, typer.Option(help="Send to this platform, whichever the runs were meant for.")] = None,
 ) -> None:
     """Send what runs could not send while the platform was away, or kept back in offline mode.
@@ -124,11 +126,18 @@ def sync_command(
     What a process that still runs has kept is its own to send; an offline run's is sent once its process has ended.
     """
     settings = Settings()
-    while True:
-        left = sync_once(settings, url)
-        if not watch:
-            raise typer.Exit(1 if left else 0)
-        time.sleep(SYNC_EVERY_S)
+    if not watch:
+        outcome = sync_once(settings, url)
+        _show_sync(outcome)
+        raise typer.Exit(1 if outcome.away else 0)
+    before = None
+    with suppress(KeyboardInterrupt):
+        while True:
+            outcome = sync_once(settings, url)
+            if outcome.sent or outcome != before:  # that nothing has changed is no news
+                _show_sync(outcome)
+            before = outcome
+            time.sleep(every)
 
 
 @app.command("console")
@@ -154,8 +163,17 @@ def version_command() -> None:
     console.print(__version__)
 
 
-def sync_once(settings: Settings, url: str | None) -> bool:
-    """Sends what dead processes left, prints what became of it, and says whether the platform left something over."""
+@dataclass(frozen=True)
+class Synced:
+    """One look at the spool folder: how many files were sent, and why the platform left something over, if it did."""
+
+    folder: Path
+    sent: int
+    away: str | None
+
+
+def sync_once(settings: Settings, url: str | None) -> Synced:
+    """Sends what dead processes left, and prints what became of each file."""
     sent = 0
     folder = settings.spool_folder
     try:
@@ -165,11 +183,15 @@ def sync_once(settings: Settings, url: str | None) -> bool:
             for refusal in left.refusals:
                 console.print(f"  run {refusal.run_id}: {refusal.reason}", style="yellow", markup=False)
     except (Unavailable, Overloaded) as error:
-        print(f"mlplat: {error}", file=sys.stderr)  # noqa: T201
-        return True
-    if not sent:
-        console.print(f"nothing to send in {folder}")
-    return False
+        return Synced(folder, sent, str(error))
+    return Synced(folder, sent, None)
+
+
+def _show_sync(outcome: Synced) -> None:
+    if outcome.away is not None:
+        print(f"mlplat: {outcome.away}", file=sys.stderr)  # noqa: T201
+    elif not outcome.sent:
+        console.print(f"nothing to send in {outcome.folder}")
 
 
 def parse_params(spec: PipelineSpec, texts: list[str]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ killed attempt loses its last second at most.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -17,11 +18,18 @@ from mlplat.artifacts.segments import Shipper
 from mlplat.artifacts.store import ArtifactStore
 
 SEGMENT_INTERVAL_S = 1.0
+_LABEL = re.compile(r"([A-Za-z0-9_-]{1,64})/([A-Za-z0-9_-]{1,128})/(-1|\d{1,9})/(\d{1,9})", re.ASCII)
 
 
 def log_folder(run_id: str, step: str, item: int, attempt: int) -> str:
     """Where an attempt's log segments lie in the artifact store."""
     return f"pipelines/{run_id}/logs/{step}/{item}/{attempt}"
+
+
+def log_folder_of(label: str) -> str | None:
+    """The folder of the attempt with this ``StepContext.label``; None when it is not one."""
+    found = _LABEL.fullmatch(label)
+    return None if found is None else log_folder(found[1], found[2], int(found[3]), int(found[4]))
 
 
 def read_log(artifacts: ArtifactStore, run_id: str, step: str, item: int, attempt: int) -> bytes:

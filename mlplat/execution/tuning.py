@@ -11,7 +11,8 @@ from ray import tune
 
 from mlplat.errors import PlatformError
 from mlplat.sdk.context import current_step, enter_step
-from mlplat.sdk.run import Run, start_run
+from mlplat.sdk.run import Run
+from mlplat.sdk.starting import start_run
 
 #: Trains with a configuration and yields the metrics of each epoch.
 Objective = Callable[[dict[str, Any]], Iterable[Mapping[str, float]]]

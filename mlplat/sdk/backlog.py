@@ -8,22 +8,25 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
+from mlplat.sdk.attachments import Attached, Attachments
+from mlplat.sdk.records import attachment_of
 from mlplat.sdk.spool import Frame, Kind, SpoolFile, folder_bytes
 
 #: What is kept in memory while nothing can be written to disk.
 MAX_MEMORY_BYTES = 64 * 1024 * 1024
-#: Bytes of the folder that only records other than points may use.
+#: Bytes of the folder that only records other than points and files may use.
 RESERVED_BYTES = 1024 * 1024
 MEASURE_EVERY_S = 5.0
 _log = logging.getLogger(__name__)
 
 
 class Backlog:
-    """Frames in order, for one writer and one reader.
+    """Frames in order, and the files that some of them name, for one writer and one reader.
 
-    When the folder has ``max_bytes``, new points are refused and the oldest are kept: a run's
-    beginning is never lost to its end. Records other than points still find room.
+    When the folder has ``max_bytes``, new points and files are refused and the oldest are kept: a run's beginning is
+    never lost to its end. Other records still find room.
     """
 
     def __init__(self, folder: Path, origin: bytes, max_bytes: int) -> None:
@@ -32,6 +35,7 @@ class Backlog:
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._file: SpoolFile | None = None
+        self._attachments: Attachments | None = None
         self._memory: deque[Frame] = deque()
         self._memory_bytes = 0
         self._others_bytes = 0
@@ -47,6 +51,11 @@ class Backlog:
         """Frames that would be lost with this process."""
         return len(self._memory)
 
+    @property
+    def attachments(self) -> Attachments | None:
+        """The files that frames name; None when there were none yet."""
+        return self._attachments
+
     def append(self, frame: Frame) -> bool:
         """Takes a frame; False when there is no room for it."""
         with self._lock:
@@ -54,18 +63,29 @@ class Backlog:
             self.appended += kept
         return kept
 
+    def attach(self, key: str, source: BinaryIO, size: int) -> Attached | None:
+        """Copies a file of ``size`` bytes, for a frame that will name it; None when there is no room.
+
+        A copy that waits under the same key is replaced, see ``Attachments.add``.
+        """
+        try:
+            with self._lock:
+                if not self._has_room(size, RESERVED_BYTES):
+                    return None
+                attachments = self._opened()
+            return attachments.add(key, source, size)
+        except OSError as error:
+            self._tell(error)
+            return None
+
     def peek(self, max_bytes: int) -> tuple[list[Frame], list[int]]:
         """The oldest frames, and for each what ``settle`` wants to hear."""
         with self._lock:
-            if self._file is not None and self._file.pending_bytes:
-                found = self._file.read(max_bytes)
-                if found:
-                    return [frame for frame, _offset in found], [offset for _frame, offset in found]
-                _log.error("%s is damaged, %d bytes are lost", self._file.path, self._file.pending_bytes)
-                self._file.acknowledge(self._file.size)
-                self.settled = self.appended - len(self._memory)
-            frames = list(self._memory)
-            return frames, [-1] * len(frames)
+            frames, marks = self._oldest(max_bytes)
+            name = attachment_of(frames[0]) if frames else None
+            if name is not None and self._attachments is not None:
+                self._attachments.claim(name)
+            return frames, marks
 
     def settle(self, marks: Sequence[int]) -> None:
         """Forgets the oldest frames, by their marks."""
@@ -77,6 +97,27 @@ class Backlog:
                 return
             for _mark in marks:
                 self._memory_bytes -= len(self._memory.popleft().body)
+
+    def forget(self, frame: Frame) -> None:
+        """Deletes the file that a settled or refused frame names."""
+        name = attachment_of(frame)
+        if name is not None and self._attachments is not None:
+            self._attachments.discard(name)
+
+    def take_over(self, frame: Frame, attachments: Path | None) -> bool:
+        """Takes a frame of another backlog, with the file that it names; False when that cannot be."""
+        name = attachment_of(frame)
+        if name is not None:
+            try:
+                with self._lock:
+                    own = self._opened()
+                if attachments is None:
+                    return False
+                own.take_over(attachments / name)
+            except OSError as error:
+                self._tell(error)
+                return False
+        return self.append(frame)
 
     def sync(self) -> None:
         """Makes what is on disk survive the machine."""
@@ -93,26 +134,43 @@ class Backlog:
         with self._lock:
             if self._file is not None:
                 self._file.close(delete=self._file.pending_bytes == 0)
-                self._file = None
+                self._file = self._attachments = None
 
     def abandon(self) -> None:
         """Forgets a file that belongs to the process this one was forked from."""
         if self._file is not None:
             self._file.close(delete=False)
-            self._file = None
+            self._file = self._attachments = None
+
+    def _oldest(self, max_bytes: int) -> tuple[list[Frame], list[int]]:
+        if self._file is not None and self._file.pending_bytes:
+            found = self._file.read(max_bytes)
+            if found:
+                return [frame for frame, _offset in found], [offset for _frame, offset in found]
+            _log.error("%s is damaged, %d bytes are lost", self._file.path, self._file.pending_bytes)
+            self._file.acknowledge(self._file.size)
+            self.settled = self.appended - len(self._memory)
+        frames = list(self._memory)
+        return frames, [-1] * len(frames)
 
     def _to_disk(self, frame: Frame) -> bool:
-        if not self._has_room(frame):
+        if not self._has_room(len(frame.body), RESERVED_BYTES if frame.kind is Kind.POINTS else 0):
             return False
         try:
-            if self._file is None:
-                self._file = SpoolFile.create(self._folder, self._origin)
+            self._opened()
+            assert self._file is not None
             self._file.append([frame])
             self._dirty = True
         except OSError as error:
             self._tell(error)
             return self._to_memory(frame)
         return True
+
+    def _opened(self) -> Attachments:
+        if self._file is None or self._attachments is None:
+            self._file = SpoolFile.create(self._folder, self._origin)
+            self._attachments = Attachments(self._file.attachments)
+        return self._attachments
 
     def _to_memory(self, frame: Frame) -> bool:
         if self._memory_bytes + len(frame.body) > MAX_MEMORY_BYTES:
@@ -121,14 +179,15 @@ class Backlog:
         self._memory_bytes += len(frame.body)
         return True
 
-    def _has_room(self, frame: Frame) -> bool:
+    def _has_room(self, size: int, reserved: int) -> bool:
         now = time.monotonic()
         own = 0 if self._file is None else self._file.size
+        if self._attachments is not None:
+            own += self._attachments.total_bytes
         if now - self._measured_at > MEASURE_EVERY_S:
             self._others_bytes = folder_bytes(self._folder) - own
             self._measured_at = now
-        limit = self._max_bytes - (RESERVED_BYTES if frame.kind is Kind.POINTS else 0)
-        return self._others_bytes + own + len(frame.body) <= limit
+        return self._others_bytes + own + size <= self._max_bytes - reserved
 
     def _tell(self, error: OSError) -> None:
         if not self._told:

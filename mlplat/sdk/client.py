@@ -13,14 +13,18 @@ import httpx
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from mlplat import errors
+from mlplat.artifacts.model import proxied_path
 from mlplat.errors import PlatformError, Unavailable
 from mlplat.sdk.context import current_step
 from mlplat.settings import Settings
 
 API = "/api/2.0/mlflow"
+ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 60.0
 RETRY_FOR_S = 60.0
+#: A store that takes in less than this counts as one that hangs.
+STORED_BYTES_PER_S = 8 * 1024 * 1024
 _RETRIED_STATUS = {408, 429, 502, 503, 504}
 
 _BY_CODE: dict[str, type[PlatformError]] = {
@@ -51,6 +55,7 @@ class Client:
     ) -> None:
         self.url = (url or default_url()).rstrip("/")
         self._retry_for_s = retry_for_s
+        self._timeout_s = timeout_s
         timeout = httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_TIMEOUT_S))
         # trust_env: a proxy of the environment has no business with the platform's own address.
         self._http = httpx.Client(base_url=self.url, timeout=timeout, trust_env=False)
@@ -82,14 +87,19 @@ class Client:
 
     def upload(self, path: str, file: Path) -> None:
         """Streams a file in a PUT; starts over when the platform goes away meanwhile."""
-        self.upload_from(path, lambda: file.open("rb"))
+        self.upload_from(path, lambda: file.open("rb"), file.stat().st_size)
 
-    def upload_from(self, path: str, open_body: Callable[[], BinaryIO]) -> None:
-        """Streams what ``open_body`` opens in a PUT; opens it again when it has to start over."""
+    def upload_from(self, path: str, open_body: Callable[[], BinaryIO], size: int = 0) -> None:
+        """Streams what ``open_body`` opens in a PUT; opens it again when it has to start over.
+
+        With ``size``, in bytes, the platform gets time to store so many after it has received them.
+        """
+        read_s = self._timeout_s + size / STORED_BYTES_PER_S
+        timeout = httpx.Timeout(self._timeout_s, connect=min(self._timeout_s, CONNECT_TIMEOUT_S), read=read_s)
 
         def send() -> httpx.Response:
             with open_body() as body:
-                return self._http.put(quote(path), content=_chunks(body))
+                return self._http.put(quote(path), content=_chunks(body), timeout=timeout)
 
         self._with_retries(send)
 
@@ -108,10 +118,6 @@ class Client:
                 return response
 
         self._with_retries(receive)
-
-    def put_bytes(self, path: str, body: bytes) -> None:
-        """Stores bytes with a PUT."""
-        self._with_retries(lambda: self._http.put(quote(path), content=body))
 
     def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
         return self._with_retries(lambda: self._http.request(method, path, **options))
@@ -165,13 +171,22 @@ def _chunks(body: Any, size: int = 1024 * 1024) -> Iterator[bytes]:
         yield chunk
 
 
+def artifact_root(artifact_uri: str) -> str:
+    """The HTTP path below which a run's artifacts are written.
+
+    Raises:
+        InvalidInput: they live elsewhere, not behind the platform.
+    """
+    return f"{ARTIFACTS}/{proxied_path(artifact_uri)}"
+
+
 def default_url() -> str:
     """The platform of the step under way, else of ``MLPLAT_URL``, else of this machine."""
     step = current_step()
     return step.http_url if step is not None else Settings().http_url
 
 
-@lru_cache(maxsize=8)
-def client_for(url: str) -> Client:
-    """One shared client per platform and process."""
-    return Client(url)
+@lru_cache(maxsize=16)
+def client_for(url: str, retry_for_s: float = RETRY_FOR_S, timeout_s: float = READ_TIMEOUT_S) -> Client:
+    """One shared client per platform, patience and process."""
+    return Client(url, retry_for_s, timeout_s)

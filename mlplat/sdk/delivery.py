@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -11,13 +12,15 @@ import pyarrow.compute as pc
 
 from mlplat.errors import AlreadyExists, InvalidInput, NotFound, PermissionDenied, PlatformError
 from mlplat.metrics.model import columns_table, concat, encode, names_of
-from mlplat.sdk.client import API, Client
+from mlplat.sdk.client import API, Client, artifact_root
 from mlplat.sdk.metrics import Send, best_sender
-from mlplat.sdk.records import CreateRun, from_frame
+from mlplat.sdk.records import Call, CreateRun, PutFile, SpooledRecord, from_frame
 from mlplat.sdk.spool import Frame, Kind
 
 #: Points of several frames travel together up to this size.
 MAX_BATCH_BYTES = 2 * 1024 * 1024
+#: Runs of which it is remembered where their artifacts are.
+MAX_ROOTS = 1_000
 #: Asking again at once gives the same answer.
 REFUSALS = (InvalidInput, AlreadyExists, NotFound, PermissionDenied)
 
@@ -50,9 +53,14 @@ class Delivery:
         self._client = client
         self._working = working or nullcontext()
         self._send_points = send_points or best_sender(client)
+        self._roots: dict[str, str] = {}
 
-    def deliver(self, frames: Sequence[Frame]) -> Delivered:
+    def deliver(self, frames: Sequence[Frame], attachments: Path | None = None) -> Delivered:
         """Hands over the first frame, with the frames of points that follow if it is one.
+
+        Args:
+            frames: what waits, oldest first.
+            attachments: where the files are that frames name.
 
         Raises:
             PlatformError: the platform is away, overloaded or broken: the same call may succeed later.
@@ -66,11 +74,14 @@ class Delivery:
         try:
             if isinstance(record, CreateRun):
                 self.create(record)
-            else:
+            elif isinstance(record, Call):
                 self._client.post(record.path, record.body, idempotency_key=record.idempotency_key)
+            elif attachments is None or not (copy := attachments / record.name).is_file():
+                return Delivered(1, 0, [Refusal(record.run_id, f"{record.path}: the copy of the file is gone")])
+            else:
+                self._client.upload(f"{self._root_of(record.run_id)}/{record.path}", copy)
         except REFUSALS as error:
-            what = "start of the run" if isinstance(record, CreateRun) else record.what
-            return Delivered(1, 0, [_refusal(record.run_id, what, error)])
+            return Delivered(1, 0, [_refusal(record.run_id, _what(record), error)])
         return Delivered(1, 0, [])
 
     def create(self, record: CreateRun) -> dict[str, str]:
@@ -84,6 +95,14 @@ class Delivery:
         answer = self._client.post(f"{API}/runs/create", body, idempotency_key=record.idempotency_key)
         info: dict[str, str] = answer["run"]["info"]
         return info
+
+    def _root_of(self, run_id: str) -> str:
+        if run_id not in self._roots:
+            info = self._client.get(f"{API}/runs/get", run_id=run_id)["run"]["info"]
+            if len(self._roots) >= MAX_ROOTS:
+                self._roots.clear()
+            self._roots[run_id] = artifact_root(info["artifact_uri"])
+        return self._roots[run_id]
 
     def _deliver_points(self, frames: Sequence[Frame]) -> Delivered:
         with self._working:
@@ -153,6 +172,12 @@ def _points_at_start(frames: Sequence[Frame]) -> list[Frame]:
             break
         taken.append(frame)
     return taken
+
+
+def _what(record: SpooledRecord) -> str:
+    if isinstance(record, PutFile):
+        return record.path
+    return "start of the run" if isinstance(record, CreateRun) else record.what
 
 
 def _refusal(run_id: str, what: str, error: PlatformError) -> Refusal:

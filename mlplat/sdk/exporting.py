@@ -26,8 +26,7 @@ from mlplat.sdk.archive_rows import (
     run_row,
 )
 from mlplat.sdk.archive_writer import ArchiveWriter, writing
-from mlplat.sdk.client import API, Client
-from mlplat.sdk.files import artifact_root
+from mlplat.sdk.client import API, Client, artifact_root
 from mlplat.sdk.listing import pages, pairs, slices
 from mlplat.tracking.archive import (
     DATASETS,

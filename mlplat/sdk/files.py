@@ -1,40 +1,70 @@
-"""A run's files behind the platform: small ones by value, large ones streamed."""
+"""A run's files: to the platform at once where that is possible, else by way of the disk."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import io
+from pathlib import Path
+from typing import BinaryIO
 
-from mlplat.artifacts.model import proxied_path
-from mlplat.sdk.client import Client
-
-ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
-
-
-def artifact_root(artifact_uri: str) -> str:
-    """The HTTP path below which a run's artifacts are written.
-
-    Raises:
-        InvalidInput: they live elsewhere, not behind the platform.
-    """
-    return f"{ARTIFACTS}/{proxied_path(artifact_uri)}"
+from mlplat.artifacts.model import safe_path
+from mlplat.errors import InvalidInput, NotFound, Overloaded, Unavailable
+from mlplat.sdk.client import API, Client, artifact_root, client_for
+from mlplat.sdk.outbox import SEND_TIMEOUT_S, Outbox
 
 
 class RunFiles:
-    """The artifacts of one run. Thread-safe. ``connect`` gives the client, when it is first needed."""
+    """The artifacts of one run. Thread-safe.
 
-    def __init__(self, connect: Callable[[], Client], artifact_uri: str) -> None:
-        self._connect = connect
+    A file that cannot go at once is copied to disk and follows in its turn, as everything else does that is logged.
+
+    Args:
+        outbox: the way to the platform.
+        run_id: the run.
+        artifact_uri: where its artifacts are, if that is known yet.
+        retry_for_s: how long a platform that goes away is tried before the file goes to disk.
+    """
+
+    def __init__(self, outbox: Outbox, run_id: str, artifact_uri: str | None, retry_for_s: float) -> None:
+        self._outbox = outbox
+        self._run_id = run_id
         self._artifact_uri = artifact_uri
+        self._retry_for_s = retry_for_s
 
-    def put(self, path: str, body: bytes) -> None:
-        """Writes a file, replacing what is there.
+    def put(self, path: str, source: bytes | Path) -> bool:
+        """Writes a file, replacing what is there; False when the platform is away and the disk has no room for it.
 
         Raises:
-            InvalidInput: the path is not allowed, or the artifacts do not live behind the platform.
+            InvalidInput: the path is not allowed, or the platform does not have the run's artifacts.
+            OSError: the source cannot be read.
         """
-        self._connect().put_bytes(f"{artifact_root(self._artifact_uri)}/{path}", body)
+        path = safe_path(path)
+        if not path:
+            raise InvalidInput("a file needs a name")
+        size = len(source) if isinstance(source, bytes) else source.stat().st_size
+        if self._outbox.takes_files and self._upload(path, source, size):
+            return True
+        with _opened(source) as body:
+            return self._outbox.put_file(self._run_id, path, body, size)
 
-    def names(self, folder: str) -> list[str]:
-        """The names in a folder; none when there is no such folder."""
-        path = f"{proxied_path(self._artifact_uri)}/{folder}"
-        return [entry["path"] for entry in self._connect().get(ARTIFACTS, path=path).get("files", [])]
+    def _upload(self, path: str, source: bytes | Path, size: int) -> bool:
+        client = client_for(self._outbox.url, self._retry_for_s, SEND_TIMEOUT_S)
+        try:
+            uri = self._artifact_uri or self._find_uri(client)
+            if uri is None:
+                return False
+            client.upload_from(f"{artifact_root(uri)}/{path}", lambda: _opened(source), size)
+        except (Unavailable, Overloaded):
+            self._outbox.note_away()
+            return False
+        return True
+
+    def _find_uri(self, client: Client) -> str | None:
+        try:
+            self._artifact_uri = client.get(f"{API}/runs/get", run_id=self._run_id)["run"]["info"]["artifact_uri"]
+        except NotFound:  # its start has not arrived yet
+            return None
+        return self._artifact_uri
+
+
+def _opened(source: bytes | Path) -> BinaryIO:
+    return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")

@@ -13,8 +13,7 @@ import pyarrow as pa
 
 from mlplat.errors import InvalidInput
 from mlplat.metrics.model import ARROW, SCHEMA, encode
-from mlplat.sdk.client import Client
-from mlplat.sdk.files import artifact_root
+from mlplat.sdk.client import Client, artifact_root
 from mlplat.sdk.listing import slices
 from mlplat.tracking.archive import ExperimentInfo
 from mlplat.tracking.model import PARENT_RUN_TAG

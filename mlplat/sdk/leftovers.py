@@ -11,7 +11,7 @@ from mlplat.errors import Overloaded, Unavailable
 from mlplat.sdk.backlog import Backlog
 from mlplat.sdk.client import Client
 from mlplat.sdk.delivery import MAX_BATCH_BYTES, Delivered, Delivery, Refusal
-from mlplat.sdk.records import Origin, read_origin
+from mlplat.sdk.records import Origin, attachment_of, read_origin
 from mlplat.sdk.spool import Frame, SpoolFile, spooled_files
 
 #: What the platform refuses, but might take later, is kept for so long.
@@ -88,13 +88,15 @@ def _send_file(file: SpoolFile, origin: Origin, delivery: Delivery, max_bytes: i
     try:
         while found := file.read(MAX_BATCH_BYTES):
             frames = [frame for frame, _offset in found]
-            delivered = _deliver(delivery, frames)
+            delivered = _deliver(delivery, frames, file.attachments)
             left.refusals += delivered.refusals
             if not is_old and any(refusal.may_pass for refusal in delivered.refusals):
-                aside.append(frames[0])
+                aside.take_over(frames[0], file.attachments)
             left.points += delivered.points
             left.records += int(delivered.points == 0 and not delivered.refusals)
             file.acknowledge(found[delivered.frames - 1][1])
+            if (name := attachment_of(frames[0])) is not None:
+                (file.attachments / name).unlink(missing_ok=True)
             time.sleep(pause_s)
     finally:
         aside.close()
@@ -105,9 +107,9 @@ def _send_file(file: SpoolFile, origin: Origin, delivery: Delivery, max_bytes: i
     return left
 
 
-def _deliver(delivery: Delivery, frames: list[Frame]) -> Delivered:
+def _deliver(delivery: Delivery, frames: list[Frame], attachments: Path) -> Delivered:
     try:
-        return delivery.deliver(frames)
+        return delivery.deliver(frames, attachments)
     except (Unavailable, Overloaded):
         raise
     except Exception as error:  # one record that nobody can make sense of must not hold up the others

@@ -47,7 +47,7 @@ class Notes:
         with self._lock:
             notes = self._runs.setdefault(refusal.run_id, _Notes())
             first = not notes.refused
-            if len(notes.refused) < MAX_REASONS:
+            if len(notes.refused) < MAX_REASONS and refusal.reason not in notes.refused:
                 notes.refused.append(refusal.reason)
         if first:
             _log.warning("mlplat run %s: not accepted: %s", refusal.run_id, refusal.reason)

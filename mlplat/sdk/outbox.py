@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from multiprocessing.util import Finalize
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from mlplat.errors import PlatformError
 from mlplat.sdk.backlog import Backlog
@@ -25,7 +25,7 @@ from mlplat.sdk.delivery import REFUSALS, Delivery, Refusal
 from mlplat.sdk.leftovers import resend_leftovers, sender_to
 from mlplat.sdk.notes import Notes, RunNotes
 from mlplat.sdk.pulse import Pulse
-from mlplat.sdk.records import Call, CreateRun, origin_here, to_frame
+from mlplat.sdk.records import CreateRun, PutFile, SpooledRecord, origin_here, to_frame
 from mlplat.sdk.sender import Sender
 from mlplat.sdk.writer import FrameMaker, Points, Record
 
@@ -102,12 +102,35 @@ class Outbox:
         if not self._threads:
             self._start()
 
-    def put(self, record: CreateRun | Call) -> None:
+    def put(self, record: SpooledRecord) -> None:
         """Takes a record; never waits."""
-        if not self._buffer.add(Record(record.run_id, to_frame(record)), 1):
+        frame = to_frame(record)
+        if not self._buffer.add(Record(record.run_id, frame), 1):
             self._notes.refuse(Refusal(record.run_id, "too much waits in memory: a record was dropped"))
+            self._backlog.forget(frame)
         if not self._threads:
             self._start()
+
+    @property
+    def takes_files(self) -> bool:
+        """Whether a file may go to the platform at once: that answers, and no earlier file waits for its turn."""
+        if self.offline or (self.is_away and self._backlog.settled < self._backlog.appended):
+            return False
+        attachments = self._backlog.attachments
+        return attachments is None or attachments.count == 0
+
+    def put_file(self, run_id: str, path: str, source: BinaryIO, size: int) -> bool:
+        """Copies a file of ``size`` bytes to disk, to be uploaded as ``path``; False when it found no room."""
+        attached = self._backlog.attach(f"{run_id}/{path}", source, size)
+        if attached is None:
+            self._notes.refuse(Refusal(run_id, f"{path}: found no room in {self.folder}"))
+        elif attached.is_new:
+            self.put(PutFile(run_id, path, attached.name))
+        return attached is not None
+
+    def note_away(self) -> None:
+        """The platform did not answer."""
+        self._sender.note_away()
 
     def create_now(self, record: CreateRun) -> Started:
         """Starts a run at once if the platform answers within a few seconds, else later.
@@ -216,6 +239,7 @@ class Outbox:
                     self._notes.drop(written.run_id, written.points)
                 else:
                     self._notes.refuse(Refusal(written.run_id, f"{self.folder} is full: a record was dropped"))
+                    self._backlog.forget(written.frame)
                 time.sleep(0)  # lets the user's thread in
         except Exception:  # a defect here must neither end the writer nor leave flush() waiting
             _log.exception("mlplat could not keep %d records", len(entries))

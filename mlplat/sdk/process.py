@@ -7,17 +7,22 @@ import os
 import signal
 import sys
 import threading
-from functools import cache
+from collections.abc import Callable
+from functools import cache, wraps
 from pathlib import Path
 from queue import SimpleQueue
 from types import FrameType
-from typing import Protocol
+from typing import Literal, NoReturn, Protocol
 
-from mlplat.sdk.client import client_for
+from mlplat.errors import InvalidInput
+from mlplat.sdk.client import client_for, default_url
 from mlplat.sdk.outbox import EXIT_PATIENCE_S, EXIT_TIMEOUT_S, Outbox
+from mlplat.settings import Settings
 
 TERMINATE_TIMEOUT_S = 3.0
 FORK_TIMEOUT_S = 1.0
+
+Mode = Literal["online", "offline"]
 
 
 class OpenRun(Protocol):
@@ -43,6 +48,9 @@ class Process:
         self._mask: set[int | signal.Signals] = set()
         self._terminated: SimpleQueue[None] = SimpleQueue()
         self._before: object = None
+        self._recording: set[str] = set()
+        self._watches_exit = False
+        self._exit_code: object = None
         self._held: list[threading.Lock] = []
         atexit.register(self.close)
         os.register_at_fork(before=self._before_fork, after_in_parent=self._after_fork, after_in_child=self._forked)
@@ -56,19 +64,33 @@ class Process:
         return found
 
     def enter(self, run: OpenRun) -> None:
-        """From now on the run ends when this process does: FINISHED, FAILED after an exception, KILLED by SIGTERM."""
+        """From now on the run ends when this process does: FINISHED, FAILED after an exception or ``sys.exit`` with
+        another code than 0, KILLED by SIGTERM or Ctrl-C."""
         with self._lock:
             self._runs[run.run_id] = run
         self._listen()
+        self._watch_exit()
 
     def leave(self, run: OpenRun) -> None:
         """The run has ended."""
         with self._lock:
             self._runs.pop(run.run_id, None)
 
+    def begin_recording(self, run_id: str) -> bool:
+        """Whether nobody here records the run yet; somebody does then."""
+        with self._lock:
+            is_first = run_id not in self._recording
+            self._recording.add(run_id)
+        return is_first
+
+    def end_recording(self, run_id: str) -> None:
+        """Another recorder may go on."""
+        with self._lock:
+            self._recording.discard(run_id)
+
     def close(self) -> None:
         """Ends the runs and closes the outboxes, as the end of the process does."""
-        self._end_all(_status_at_exit(), EXIT_TIMEOUT_S, EXIT_PATIENCE_S)
+        self._end_all(self._status_at_exit(), EXIT_TIMEOUT_S, EXIT_PATIENCE_S)
         with self._lock:
             outboxes, self._outboxes = list(self._outboxes.values()), {}
         for outbox in outboxes:
@@ -95,7 +117,7 @@ class Process:
     def _forked(self) -> None:
         """The child writes to the parent's runs, but does not end them."""
         self._lock = threading.Lock()
-        self._runs = {}
+        self._runs, self._recording = {}, set()
         client_for.cache_clear()
         for outbox in self._outboxes.values():
             outbox.forked()
@@ -104,6 +126,30 @@ class Process:
             self._before = None
             self._terminated = SimpleQueue()
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+
+    # -- the exit's code -----------------------------------------------------------------------
+
+    def _watch_exit(self) -> None:
+        """Python forgets ``sys.exit``'s code before it tells anybody that the process ends."""
+        self._exit_code = None
+        if self._watches_exit:
+            return
+        self._watches_exit = True
+        original: Callable[..., NoReturn] = sys.exit
+
+        @wraps(original)
+        def exit_(code: object = None, /) -> NoReturn:
+            if threading.current_thread() is threading.main_thread():
+                self._exit_code = code
+            original(code)
+
+        sys.exit = exit_
+
+    def _status_at_exit(self) -> str:
+        """In an interactive program, earlier exceptions and exits mean nothing."""
+        if hasattr(sys, "ps1"):
+            return "FINISHED"
+        return status_after(getattr(sys, "last_value", None) or SystemExit(self._exit_code))
 
     # -- SIGTERM -------------------------------------------------------------------------------
 
@@ -129,10 +175,9 @@ class Process:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _status_at_exit() -> str:
-    """FAILED when an exception ends the program; in an interactive one, earlier exceptions mean nothing."""
-    error = None if hasattr(sys, "ps1") else getattr(sys, "last_value", None)
-    if error is None:
+def status_after(error: BaseException | None) -> str:
+    """How a run ends whose code was left by ``error``: an exit with code 0 is none."""
+    if error is None or (isinstance(error, SystemExit) and error.code in (None, 0)):
         return "FINISHED"
     return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
 
@@ -141,3 +186,18 @@ def _status_at_exit() -> str:
 def this_process() -> Process:
     """Made at the first use."""
     return Process()
+
+
+def outbox_for(url: str | None, mode: Mode | None) -> Outbox:
+    """The way to a platform, by default that of the settings.
+
+    Raises:
+        InvalidInput: no such mode.
+    """
+    settings = Settings()
+    chosen = mode or settings.mode
+    if chosen not in ("online", "offline"):
+        raise InvalidInput(f"mode is online or offline, not {chosen!r}")
+    return this_process().outbox(
+        (url or default_url()).rstrip("/"), settings.spool_folder, settings.spool_bytes, offline=chosen == "offline"
+    )

@@ -1,6 +1,6 @@
 """What travels from the user's process to the platform, in the order in which it happened.
 
-Points travel as they are (Arrow); everything else is a JSON call that may arrive twice.
+Points travel as they are (Arrow), files beside their frames; everything else is a JSON call that may arrive twice.
 """
 
 from __future__ import annotations
@@ -43,6 +43,18 @@ class Call(msgspec.Struct, frozen=True):
     idempotency_key: str | None = None
 
 
+class PutFile(msgspec.Struct, frozen=True):
+    """A file for a run's artifacts at ``path``; ``name`` is its copy's among the spool file's attachments."""
+
+    run_id: str
+    path: str
+    name: str
+
+
+SpooledRecord = CreateRun | Call | PutFile
+_KINDS: dict[Kind, type[SpooledRecord]] = {Kind.CREATE: CreateRun, Kind.CALL: Call, Kind.FILE: PutFile}
+
+
 def origin_here(url: str) -> bytes:
     """The origin of this process' records."""
     return msgspec.json.encode(Origin(url, socket.gethostname(), os.getpid(), time.time_ns() // 1_000_000))
@@ -56,18 +68,24 @@ def read_origin(body: bytes) -> Origin | None:
         return None
 
 
-def to_frame(record: CreateRun | Call) -> Frame:
+def to_frame(record: SpooledRecord) -> Frame:
     """The record as bytes."""
-    kind = Kind.CREATE if isinstance(record, CreateRun) else Kind.CALL
+    kind = next(kind for kind, of in _KINDS.items() if isinstance(record, of))
     return Frame(kind, msgspec.json.encode(record))
 
 
-def from_frame(frame: Frame) -> CreateRun | Call:
-    """The record in a frame.
+def from_frame(frame: Frame) -> SpooledRecord:
+    """The record in a frame that has no points.
 
     Raises:
         msgspec.DecodeError: not one.
     """
-    if frame.kind is Kind.CREATE:
-        return msgspec.json.decode(frame.body, type=CreateRun)
-    return msgspec.json.decode(frame.body, type=Call)
+    return msgspec.json.decode(frame.body, type=_KINDS[frame.kind])
+
+
+def attachment_of(frame: Frame) -> str | None:
+    """The name of the copy that a frame is about, if it is about one."""
+    try:
+        return msgspec.json.decode(frame.body, type=PutFile).name if frame.kind is Kind.FILE else None
+    except msgspec.DecodeError:
+        return None

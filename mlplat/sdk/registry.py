@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from mlplat.errors import AlreadyExists
+from mlplat.errors import AlreadyExists, InvalidInput
 from mlplat.sdk.client import API, client_for, default_url
 from mlplat.sdk.run import Run
 
@@ -23,7 +23,13 @@ def register_model(
 
     Returns:
         The version's number.
+
+    Raises:
+        Unavailable: the platform is away, or has not got all of the run's files yet.
     """
+    if isinstance(run, Run):
+        with suppress(InvalidInput):  # what was refused of the run is for its end to tell
+            run.flush()
     client = client_for(url or default_url())
     run_id = run.run_id if isinstance(run, Run) else run
     with suppress(AlreadyExists):

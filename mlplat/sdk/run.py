@@ -2,43 +2,37 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import threading
 import time
-import uuid
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, SupportsIndex
+from typing import Any, SupportsIndex
 
-from mlplat.artifacts.model import safe_path
-from mlplat.errors import InvalidInput, Unavailable
+from mlplat.errors import InvalidInput, PlatformError, Unavailable
 from mlplat.metrics.model import Point
 from mlplat.sdk import datasets, media
 from mlplat.sdk.capture.options import Capture, RunLink
 from mlplat.sdk.capture.recorder import Recorder
-from mlplat.sdk.client import API, Client, client_for, default_url
-from mlplat.sdk.context import current_step
-from mlplat.sdk.files import RunFiles, artifact_root
+from mlplat.sdk.client import API, Client, client_for
+from mlplat.sdk.files import RunFiles
 from mlplat.sdk.outbox import Outbox
-from mlplat.sdk.process import this_process
-from mlplat.sdk.records import Call, CreateRun
+from mlplat.sdk.process import Mode, outbox_for, status_after, this_process
+from mlplat.sdk.records import Call
 from mlplat.sdk.values import metric_values, param_texts, step_number, tag_texts
 from mlplat.sdk.writer import Points
-from mlplat.settings import Settings
-from mlplat.tracking.model import ATTEMPT_TAG, PARENT_RUN_TAG, RUN_NAME_TAG, random_run_name, run_id_for
 
-DEFAULT_EXPERIMENT = "Default"
 MAX_PAIRS = 100
 FLUSH_TIMEOUT_S = 120.0
 #: ``finish`` gives a platform that is away so long to come back, then leaves the rest on disk.
-PATIENCE_S = 5.0
+PATIENCE_S = 1.0
+#: A platform that goes away while it is sent a file is tried so long, before the file goes to disk.
+FILE_PATIENCE_S = 3.0
 END_STATES = ("FINISHED", "FAILED", "KILLED")
-
-Mode = Literal["online", "offline"]
 
 
 class RunWarning(UserWarning):
@@ -61,15 +55,25 @@ class Finished:
 class Run:
     """A run that is being written, by this process and perhaps by others.
 
-    Nothing here waits for the platform or fails because of it, apart from artifacts, ``flush`` and ``finish``: what
-    is logged is sent in the background, in its order, and kept on disk while the platform is away.
+    Nothing here fails because of the platform, and nothing waits for it apart from files, ``flush`` and ``finish``:
+    what is logged is sent in the background, in its order, and kept on disk while the platform is away. Files are
+    uploaded at once; while the platform is away a copy is kept on disk too. What has no room there is told as a
+    ``RunWarning``.
 
     A run ends with the process that started it. A copy of it in another process (forked or unpickled) or from
     ``resume_run`` writes to the same run, and ends it only by ``finish`` with a status.
     """
 
     def __init__(
-        self, outbox: Outbox, run_id: str, name: str | None, *, owner: bool, info: Mapping[str, str] | None
+        self,
+        outbox: Outbox,
+        run_id: str,
+        name: str | None = None,
+        *,
+        owner: bool,
+        info: Mapping[str, str] | None = None,
+        started_ms: int | None = None,
+        capture: Capture | None = None,
     ) -> None:
         self._outbox = outbox
         self.run_id = run_id
@@ -80,7 +84,9 @@ class Run:
         self._params: dict[str, str] = {}
         self._params_lock = threading.Lock()
         self._finished: Finished | None = None
-        self._capture: Recorder | None = None
+        self._started_ms = started_ms
+        self._capture = capture
+        self._recorder: Recorder | None = None
         self._tables: dict[str, str] = {}
         if not outbox.offline:
             outbox.pulse.add(run_id)
@@ -135,30 +141,28 @@ class Run:
         """Uploads a file into the run's artifacts, below the folder ``artifact_path``.
 
         Raises:
-            InvalidInput: not a file.
-            Unavailable: the platform is away.
+            InvalidInput: not a file, or a path that is not allowed.
         """
         file = Path(path)
         if not file.is_file():
             raise InvalidInput(f"not a file: {file}")
-        self._upload(file, "/".join(filter(None, (artifact_path, file.name))))
+        self._put("/".join(filter(None, (artifact_path, file.name))), file)
 
     def log_artifacts(self, folder: str | Path, artifact_path: str = "") -> None:
         """Uploads a folder's files with their relative paths.
 
         Raises:
-            InvalidInput: not a folder.
-            Unavailable: the platform is away.
+            InvalidInput: not a folder, or a path that is not allowed.
         """
         root = Path(folder)
         if not root.is_dir():
             raise InvalidInput(f"not a folder: {root}")
         for file in sorted(path for path in root.rglob("*") if path.is_file()):
-            self._upload(file, "/".join(filter(None, (artifact_path, file.relative_to(root).as_posix()))))
+            self._put("/".join(filter(None, (artifact_path, file.relative_to(root).as_posix()))), file)
 
     def log_text(self, text: str, path: str) -> None:
         """Writes a text file into the run's artifacts, such as ``notes/summary.md``."""
-        self._files.put(safe_path(path), text.encode())
+        self._put(path, text.encode())
 
     def log_dict(self, value: Mapping[str, Any] | list[Any], path: str) -> None:
         """Writes a dict or list as JSON, or as YAML when the path ends in ``.yaml`` or ``.yml``.
@@ -166,7 +170,7 @@ class Run:
         Raises:
             InvalidInput: it holds something that the format cannot.
         """
-        self._files.put(safe_path(path), media.document_bytes(value, path))
+        self._put(path, media.document_bytes(value, path))
 
     def log_figure(self, figure: Any, path: str) -> None:
         """Writes a matplotlib figure (``.png``, ``.svg``, ``.pdf`` …) or a plotly one (``.html``, ``.json``, or an
@@ -175,7 +179,7 @@ class Run:
         Raises:
             InvalidInput: no such figure, or a format that it cannot be written in.
         """
-        self._files.put(safe_path(path), media.figure_bytes(figure, path))
+        self._put(path, media.figure_bytes(figure, path))
 
     def log_image(self, image: Any, path: str) -> None:
         """Writes a PIL image, or an array as PNG: ``(height, width)`` or ``(height, width, 1 | 3 | 4)``, of uint8, of
@@ -184,7 +188,7 @@ class Run:
         Raises:
             InvalidInput: no such image, or a format that it cannot be written in.
         """
-        self._files.put(safe_path(path), media.image_bytes(image, path))
+        self._put(path, media.image_bytes(image, path))
 
     def log_table(self, name: str, data: Any, step: int | None = None) -> str:
         """Writes a table as Parquet and returns its path, ``tables/<name>/<step>.parquet`` or, without a step,
@@ -199,9 +203,9 @@ class Run:
             InvalidInput: not a table, or a column with values of several types.
         """
         path = media.table_path(name, step)
-        self._files.put(path, media.parquet_bytes(media.as_table(data)))
-        self._tables |= {name: path}
-        self.set_tag(media.LOGGED_ARTIFACTS_TAG, media.logged_tables(self._tables))
+        if self._put(path, media.parquet_bytes(media.as_table(data))):
+            self._tables |= {name: path}
+            self.set_tag(media.LOGGED_ARTIFACTS_TAG, media.logged_tables(self._tables))
         return path
 
     def log_dataset(
@@ -224,10 +228,18 @@ class Run:
         self._call("dataset", "runs/log-inputs", datasets.log_inputs_request(self.run_id, dataset, context))
         return dataset.digest
 
-    def record(self, recorder: Recorder, link: RunLink) -> None:
-        """Lets a recorder follow the run until it is finished."""
-        self._capture = recorder
-        recorder.start(link)
+    def record(self, recorder: Recorder, fixed_tags: frozenset[str] = frozenset()) -> None:
+        """Lets a recorder follow the run until it is finished; of several in one process, only the first does.
+
+        Args:
+            recorder: not started yet.
+            fixed_tags: the keys of tags that it leaves as they are.
+        """
+        if not this_process().begin_recording(self.run_id):
+            return
+        self._recorder = recorder
+        files = RunFiles(self._outbox, self.run_id, self._known_uri, retry_for_s=0.0)
+        recorder.start(RunLink(self.run_id, files, self._start_time, self.add_points, self.set_tags, fixed_tags))
 
     def add_points(self, points: list[Point]) -> None:
         """Takes finished metric points. Does not wait, and leaves ``log``'s step alone."""
@@ -242,14 +254,14 @@ class Run:
             Unavailable: the platform did not take everything within ``timeout_s``. Nothing is lost.
         """
         delivered = self._outbox.flush(timeout_s, timeout_s)
+        if not delivered:
+            raise Unavailable(f"run {self.run_id}: not everything has arrived; the rest is in {self._outbox.folder}")
         refused = self._outbox.notes(self.run_id).refused
         if refused:
             raise InvalidInput(f"run {self.run_id}: not accepted: {'; '.join(refused)}")
-        if not delivered:
-            raise Unavailable(f"run {self.run_id}: not everything has arrived; the rest is in {self._outbox.folder}")
 
     def finish(self, status: str | None = None) -> Finished:
-        """Ends the run, and waits until the platform has everything; while it is away, a few seconds only.
+        """Ends the run, and waits until the platform has everything; while it is away, a second only.
 
         Finishing again changes nothing. Problems are told as a ``RunWarning`` too.
 
@@ -261,8 +273,9 @@ class Run:
         """
         if self._finished is not None:
             return self._finished
-        if self._capture is not None:
-            self._capture.finish()
+        if self._recorder is not None:
+            self._recorder.finish()
+            this_process().end_recording(self.run_id)
         if status is not None or self._is_owner:
             self.end(status or "FINISHED")
         delivered = self._outbox.flush(FLUSH_TIMEOUT_S, PATIENCE_S)
@@ -322,18 +335,37 @@ class Run:
     def _known_info(self) -> Mapping[str, str]:
         if self._info is None:
             if self._outbox.offline:
-                raise Unavailable(f"run {self.run_id} is offline: artifacts and ids are the platform's to give")
+                raise Unavailable(f"run {self.run_id} is offline: names and places are the platform's to give")
             self._outbox.flush(PATIENCE_S, PATIENCE_S)  # the run may be about to start over there
             info: Mapping[str, str] = self._client.get(f"{API}/runs/get", run_id=self.run_id)["run"]["info"]
             self._info = info
         return self._info
 
     @property
-    def _files(self) -> RunFiles:
-        return RunFiles(lambda: self._client, self.artifact_uri)
+    def _known_uri(self) -> str | None:
+        return None if self._info is None else self._info["artifact_uri"]
 
-    def _upload(self, file: Path, path: str) -> None:
-        self._client.upload(f"{artifact_root(self.artifact_uri)}/{path}", file)
+    def _start_time(self) -> int:
+        """Ms since 1970; now when nobody knows better. May ask the platform, once."""
+        if self._started_ms is None:
+            self._started_ms = _now_ms()
+            if not self._outbox.offline:
+                with suppress(PlatformError):
+                    found = client_for(self._outbox.url, 0.0).get(f"{API}/runs/get", run_id=self.run_id)
+                    self._started_ms = int(found["run"]["info"]["start_time"])
+        return self._started_ms
+
+    def _put(self, path: str, source: bytes | Path) -> bool:
+        files = RunFiles(self._outbox, self.run_id, self._known_uri, FILE_PATIENCE_S)
+        kept = files.put(path, source)
+        if not kept:
+            warnings.warn(
+                f"run {self.run_id}: {path} is lost: {self._outbox.url} is away, and {self._outbox.folder} has no room "
+                "for it (MLPLAT_SPOOL_BYTES)",
+                RunWarning,
+                stacklevel=3,
+            )
+        return kept
 
     def _call(self, what: str, path: str, body: dict[str, Any]) -> None:
         self._outbox.put(Call(self.run_id, what, f"{API}/{path}", {"run_id": self.run_id} | body))
@@ -357,142 +389,35 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is not None and self._capture is not None:
-            self._capture.failed(error)
-        if not self._is_owner:
-            self.finish()
-        else:
-            self.finish("FINISHED" if kind is None else "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED")
+        status = status_after(error)
+        if error is not None and status != "FINISHED" and self._recorder is not None:
+            self._recorder.failed(error)
+        self.finish(status if self._is_owner else None)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rejoin, (self._outbox.url, self._outbox.offline, self.run_id, self._name, self._info)
+        mode = "offline" if self._outbox.offline else "online"
+        link = (self._outbox.url, mode, self.run_id, self._name, self._info, self._started_ms, self._capture)
+        return _rejoin, link
 
 
-def start_run(
-    experiment: str = DEFAULT_EXPERIMENT,
-    name: str | None = None,
-    *,
-    run_id: str | None = None,
-    params: Mapping[str, Any] | None = None,
-    tags: Mapping[str, Any] | None = None,
-    parent: Run | str | None = None,
-    url: str | None = None,
-    mode: Mode | None = None,
-    capture: Capture | None = None,
+def _rejoin(
+    url: str,
+    mode: Mode,
+    run_id: str,
+    name: str | None,
+    info: Mapping[str, str] | None,
+    started_ms: int | None,
+    capture: Capture | None,
 ) -> Run:
-    """Starts a run in an experiment, which is created on first use.
-
-    When the platform does not answer within a few seconds, the run starts all the same: a warning says so, and
-    what it logs is kept on disk until the platform is back.
-
-    Args:
-        experiment: the experiment's name.
-        name: the run's name; a random one by default.
-        run_id: writes to this run instead of a new one, see ``resume_run``.
-        params: logged at once.
-        tags: set at once.
-        parent: the run (or its id) that this one belongs under.
-        url: the platform; by default ``MLPLAT_URL``, or the one on this machine.
-        mode: ``offline`` keeps everything on disk for ``mlplat sync``; by default ``MLPLAT_MODE``, or online.
-        capture: what the run records by itself; by default all that ``MLPLAT_CAPTURE_*`` leaves on. A run that starts
-            without the platform records no files.
-
-    Raises:
-        InvalidInput: the platform refused, for instance because the experiment is deleted; or a setting is not allowed.
-    """
-    if run_id is not None:
-        run = resume_run(run_id, url=url, mode=mode)
-        if tags:
-            run.set_tags(tags)
-    else:
-        recorder = Recorder(capture)
-        outbox = _outbox(url, mode)
-        given = _given_tags(tags or {}, parent)
-        record = _new_run(experiment, name, recorder.first_tags() | given)
-        started = outbox.create_now(record)
-        if started.away is not None:
-            warnings.warn(
-                f"{started.away} The run goes on; what it logs waits in {outbox.folder} until the platform is back.",
-                RunWarning,
-                stacklevel=2,
-            )
-        run = Run(outbox, record.run_id, record.body["run_name"], owner=True, info=started.info)
-        if started.info is not None:
-            started_ms = record.body["start_time"]
-            link = RunLink(run.run_id, outbox.url, run.artifact_uri, started_ms, run.add_points, frozenset(given))
-            run.record(recorder, link)
-    if params:
-        run.log_params(params)
+    run = Run(outbox_for(url, mode), run_id, name, owner=False, info=info, started_ms=started_ms, capture=capture)
+    run.record(Recorder(capture, owner=False))
     return run
-
-
-def resume_run(run_id: str, *, owner: bool = False, url: str | None = None, mode: Mode | None = None) -> Run:
-    """A handle on a run that exists, or that another process has started. The run is RUNNING again.
-
-    Many processes may write to one run. Unless it is the ``owner``, a process does not end the run by its own end;
-    ``finish`` with a status does.
-
-    Args:
-        run_id: the run.
-        owner: the run ends with this process, as if it had started it.
-        url: the platform; by default ``MLPLAT_URL``, or the one on this machine.
-        mode: ``offline`` keeps everything on disk for ``mlplat sync``.
-    """
-    if not run_id or not isinstance(run_id, str):
-        raise InvalidInput(f"a run id is a text, not {run_id!r}")
-    run = Run(_outbox(url, mode), run_id, None, owner=owner, info=None)
-    run._call("start of the run", "runs/update", {"status": "RUNNING", "resumed_at": _now_ms()})
-    return run
-
-
-def _given_tags(values: Mapping[str, Any], parent: Run | str | None) -> dict[str, str]:
-    given = tag_texts(values)
-    if parent is not None:
-        given[PARENT_RUN_TAG] = parent.run_id if isinstance(parent, Run) else parent
-    step = current_step()
-    if step is not None:
-        given.setdefault(ATTEMPT_TAG, step.label)
-        given |= {"mlplat.pipelineRun": step.run_id, "mlplat.step": step.step}
-    return given
-
-
-def _new_run(experiment: str, name: str | None, all_tags: Mapping[str, str]) -> CreateRun:
-    key = uuid.uuid4().hex
-    body = {
-        "run_name": name or all_tags.get(RUN_NAME_TAG) or random_run_name(),
-        "user_id": _user(),
-        "start_time": _now_ms(),
-        "tags": [{"key": tag, "value": value} for tag, value in all_tags.items()],
-        "heartbeat": True,
-    }
-    return CreateRun(run_id_for(key), experiment, key, body)
-
-
-def _outbox(url: str | None, mode: Mode | None) -> Outbox:
-    settings = Settings()
-    chosen = mode or settings.mode
-    if chosen not in ("online", "offline"):
-        raise InvalidInput(f"mode is online or offline, not {chosen!r}")
-    return this_process().outbox(
-        (url or default_url()).rstrip("/"), settings.spool_folder, settings.spool_bytes, offline=chosen == "offline"
-    )
-
-
-def _rejoin(url: str, offline: bool, run_id: str, name: str | None, info: Mapping[str, str] | None) -> Run:
-    return Run(_outbox(url, "offline" if offline else "online"), run_id, name, owner=False, info=info)
 
 
 def _pairs(values: Mapping[str, str]) -> Iterator[list[dict[str, str]]]:
     items = [{"key": key, "value": value} for key, value in values.items()]
     for start in range(0, len(items), MAX_PAIRS):
         yield items[start : start + MAX_PAIRS]
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
-        return str(os.getuid())
 
 
 def _now_ms() -> int:

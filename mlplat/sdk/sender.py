@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from mlplat.errors import Overloaded, Unavailable
 from mlplat.sdk.backlog import Backlog
@@ -86,7 +87,7 @@ class Sender:
         if not frames:
             return False
         try:
-            delivered = self._delivery.deliver(frames)
+            delivered = self._delivery.deliver(frames, self._attachments)
         except Exception as error:  # whatever it is, it must not end the sender
             is_away = isinstance(error, Unavailable | Overloaded)
             self._attempts += 1
@@ -101,13 +102,19 @@ class Sender:
         for refusal in delivered.refusals:
             self._on_refusal(refusal)
         if any(refusal.may_pass for refusal in delivered.refusals):
-            self._aside.append(frames[0])
+            self._aside.take_over(frames[0], self._attachments)
         self._backlog.settle(marks[: delivered.frames])
+        self._backlog.forget(frames[0])
         self._attempts = self._defects = 0
         self.away_since = None
         self.reached.set()
         self._on_progress()
         return True
+
+    @property
+    def _attachments(self) -> Path | None:
+        attachments = self._backlog.attachments
+        return None if attachments is None else attachments.folder
 
     def _pause(self) -> None:
         longest = min(RETRY_MAX_S, RETRY_FIRST_S * 2 ** min(self._attempts, 10))

@@ -4,6 +4,8 @@ A file is ``head, frame, frame, …``. The head holds how far the platform has a
 that nothing old is sent again after a crash. A frame is its body's length, a CRC-32 of kind and body,
 the kind, and the body. A tail that was torn by a crash, or does not match its CRC, ends the file.
 
+Files that are to be uploaded lie in a folder of the same name (``SpoolFile.attachments``), and a frame names each.
+
 The owner holds an exclusive lock on its file for as long as it lives. Whoever gets the lock of a file
 may send what is left in it and delete it: the lock says that the owner is gone.
 
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import struct
 import time
 import uuid
@@ -28,6 +31,7 @@ from typing import NamedTuple
 from mlplat.errors import InvalidInput
 
 SUFFIX = ".spool"
+ATTACHMENTS_SUFFIX = ".files"
 MAX_BODY = 64 * 1024 * 1024
 MAX_ORIGIN = 64 * 1024
 #: A file whose frames are all acknowledged starts over when it is larger than this.
@@ -44,6 +48,7 @@ class Kind(IntEnum):
     CREATE = 1
     CALL = 2
     POINTS = 3
+    FILE = 4
 
 
 class Frame(NamedTuple):
@@ -136,6 +141,11 @@ class SpoolFile:
         return None
 
     @property
+    def attachments(self) -> Path:
+        """The folder of the files that frames name; there need not be one."""
+        return self.path.with_suffix(ATTACHMENTS_SUFFIX)
+
+    @property
     def pending_bytes(self) -> int:
         """Bytes that are not acknowledged."""
         return self._end - self._read
@@ -191,6 +201,7 @@ class SpoolFile:
     def close(self, *, delete: bool) -> None:
         """Lets go of the file; what is left in it is for whoever adopts it."""
         if delete:
+            shutil.rmtree(self.attachments, ignore_errors=True)  # first: without the file nobody looks for it
             self.path.unlink(missing_ok=True)
         os.close(self._descriptor)
 
@@ -203,9 +214,10 @@ def spooled_files(folder: Path) -> list[Path]:
 def folder_bytes(folder: Path) -> int:
     """Bytes that all processes together keep in the folder."""
     total = 0
-    for path in folder.glob(f"*{SUFFIX}"):
-        with suppress(FileNotFoundError):
-            total += path.stat().st_size
+    for pattern in (f"*{SUFFIX}", f"*{ATTACHMENTS_SUFFIX}/*"):
+        for path in folder.glob(pattern):
+            with suppress(FileNotFoundError):
+                total += path.stat().st_size
     return total
 
 

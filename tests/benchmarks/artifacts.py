@@ -12,8 +12,7 @@ from pathlib import Path
 
 import httpx
 
-from mlplat.sdk.client import Client
-from mlplat.sdk.files import ARTIFACTS
+from mlplat.sdk.client import ARTIFACTS, Client
 from tests.benchmarks.result import Result
 from tests.platform import Platform
 

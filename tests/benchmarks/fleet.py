@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from mlplat.sdk.client import API, Client
+from mlplat.sdk.client import API
 from tests.benchmarks.load import Request, run_load
 from tests.benchmarks.result import Result, percentile
 from tests.platform import Platform

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
+from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mlplat.sdk.leftovers import Left, resend_leftovers, sender_to
 from tests.http.conftest import MLflow
+from tests.platform import ROOT
 
 T = TypeVar("T")
 
@@ -32,3 +36,23 @@ async def history(mlflow: MLflow, run_id: str, key: str) -> list[tuple[int, floa
     """Steps and values of a metric."""
     answer = await mlflow.call("GET", "metrics/get-history", run_id=run_id, metric_key=key)
     return sorted((point["step"], point["value"]) for point in answer.get("metrics", ()))
+
+
+async def python(*arguments: str, **environment: str) -> Process:
+    """Python with the environment of this test, which names its platform, and more."""
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        *arguments,
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+    )
+
+
+async def ended(process: Process) -> tuple[int, str]:
+    """Its exit code and everything it has printed."""
+    out, errors = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode is not None
+    return process.returncode, (out + errors).decode()

@@ -15,10 +15,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 @dataclass
 class Served:
-    """``mood`` is ok, refuses (503), breaks (500 of somebody else) or hangs; ``requests`` are the paths so far."""
+    """``mood`` is ok, refuses (503), breaks (500 of somebody else) or hangs; ``requests`` are the paths so far.
+
+    ``moods`` are those of the next requests, before ``mood`` holds.
+    """
 
     app: ASGIApp
     mood: str = "ok"
+    moods: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
     port: int = 0
 
@@ -54,11 +58,12 @@ class Served:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.requests.append(scope["path"])
-        if self.mood == "ok":
+        mood = self.moods.pop(0) if self.moods else self.mood
+        if mood == "ok":
             await self.app(scope, receive, send)
             return
-        if self.mood == "hangs":
+        if mood == "hangs":
             await asyncio.sleep(60)
-        status = 503 if self.mood == "refuses" else 500
+        status = 503 if mood == "refuses" else 500
         answer: Any = PlainTextResponse("somebody else's words", status_code=status)
         await answer(scope, receive, send)

@@ -23,9 +23,8 @@ import pytest
 import mlplat
 from mlplat.errors import AlreadyExists, InvalidInput, NotFound, PlatformError
 from mlplat.sdk.archive_files import open_archive
-from mlplat.sdk.client import Client
+from mlplat.sdk.client import Client, artifact_root
 from mlplat.sdk.exporting import export_experiment
-from mlplat.sdk.files import artifact_root
 from mlplat.sdk.importing import import_archive
 from mlplat.sdk.lifecycle import purge
 from tests.contract.chdb import unique

@@ -20,7 +20,9 @@ from mlplat.artifacts.console import FOLDER, Cursor, decode_cursor, encode_curso
 from mlplat.artifacts.segments import Place
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.errors import InvalidInput
+from mlplat.execution.capture import log_folder
 from mlplat.sdk.capture.environment import installed_packages
+from mlplat.tracking.model import ATTEMPT_TAG
 from tests.contract.chdb import unique
 from tests.http.conftest import MLflow, Stack, expect_error
 
@@ -98,6 +100,21 @@ NOTHING = """
 import mlplat
 with mlplat.start_run("nothing", capture=mlplat.Capture.nothing()) as run:
     print(run.run_id)
+"""
+
+
+IN_A_STEP = """
+import mlplat
+from mlplat.sdk.context import StepContext, enter_step
+other = mlplat.start_run("step", capture=mlplat.Capture.nothing())
+other.finish()
+enter_step(StepContext("p", "0" * 32, "train", None, 1, 1, other._outbox.url))
+with mlplat.start_run("step") as plain:
+    print(plain.run_id)
+with mlplat.start_run("step", capture=mlplat.Capture(console=True)) as asked:
+    print(asked.run_id)
+with mlplat.resume_run(other.run_id, capture=mlplat.Capture()) as joined:
+    print(joined.run_id)
 """
 
 
@@ -281,30 +298,6 @@ async def test_a_run_goes_on_without_files_it_cannot_write(url: str, tmp_path: P
     assert (done.returncode, done.stdout, done.stderr) == (0, "fine\n", "")
 
 
-async def test_a_platform_that_is_away_at_first_still_gets_everything(
-    url: str, stack: Stack, mlflow: MLflow, tmp_path: Path
-) -> None:
-    program = (
-        "import mlplat\n"
-        "from mlplat.sdk.capture import recorder\n"
-        "recorder.TRY_AGAIN_S = 0.01\n"
-        "real, refusals = recorder.RunFiles.put, iter(range(6))\n"
-        "def put(*arguments):\n"
-        "    if next(refusals, None) is not None:\n"
-        "        raise mlplat.errors.Unavailable('away')\n"
-        "    real(*arguments)\n"
-        "recorder.RunFiles.put = put\n"
-        "run = mlplat.start_run('away', capture=mlplat.Capture(code=False, console=False))\n"
-        "run._capture._facts.join(60)\n"
-        "run.finish()\n"
-        "print(run.run_id)\n"
-    )
-    done = await python(program, url, tmp_path)
-    assert done.returncode == 0, done.stderr
-    info, _tags = await run_data(mlflow, done.stdout.split()[0])
-    assert Files(stack.services.artifacts, info).names("mlplat") == ["environment.json", "requirements.txt"]
-
-
 @pytest.fixture
 async def printed(stack: Stack, mlflow: MLflow) -> tuple[str, str]:
     """A run and its console's folder in the store."""
@@ -349,6 +342,40 @@ async def test_each_process_is_named_where_its_part_begins(
     stack.services.artifacts.write(f"{folder}/b-2/000002.log", [b" again\n"])
     assert (await console(http, run_id, after=answer["cursor"]))["text"] == " again\n"
     assert (await console(http, run_id, process="a-1"))["text"] == "a-1: hello"
+
+
+async def test_the_log_of_the_attempt_is_the_console_of_its_runs(
+    stack: Stack, http: httpx.AsyncClient, mlflow: MLflow
+) -> None:
+    pipeline_run = unique("p").replace("-", "")
+    label = f"{pipeline_run}/train/-1/2"
+    run_id = await mlflow.run("0", tags=[{"key": ATTEMPT_TAG, "value": label}])
+    artifacts = stack.services.artifacts
+    artifacts.write(f"{log_folder(pipeline_run, 'train', -1, 2)}/000001.log", [b"of the step\n"])
+    artifacts.write(f"{log_folder(pipeline_run, 'train', -1, 1)}/000001.log", [b"of another attempt\n"])
+    answer = await console(http, run_id)
+    assert answer["text"] == "of the step\n"
+    info, _tags = await run_data(mlflow, run_id)
+    artifacts.write(f"{info['artifact_uri'].removeprefix('mlflow-artifacts:/')}/{FOLDER}/rank-1/000001.log", [b"1\n"])
+    assert (await console(http, run_id, after=answer["cursor"]))["text"] == "── rank-1\n1\n"
+    assert (await console(http, run_id, process=label))["text"] == "of the step\n"
+
+
+@pytest.mark.parametrize("label", ["", "x", "../../a/b/1/1", "a/b/c/1", "a/../-1/1", "a/b/-1/1/2"])
+async def test_a_tag_that_names_no_attempt_gives_no_log(http: httpx.AsyncClient, mlflow: MLflow, label: str) -> None:
+    run_id = await mlflow.run("0", tags=[{"key": ATTEMPT_TAG, "value": label}])
+    assert (await console(http, run_id))["text"] == ""
+
+
+async def test_inside_of_a_step_the_console_is_off_unless_asked_for(
+    url: str, stack: Stack, mlflow: MLflow, tmp_path: Path
+) -> None:
+    done = await python(IN_A_STEP, url, tmp_path)
+    assert done.returncode == 0, done.stderr
+    plain, asked, joined = done.stdout.split()
+    for run_id, expected in ((plain, False), (asked, True), (joined, True)):
+        info, _tags = await run_data(mlflow, run_id)
+        assert ("console" in Files(stack.services.artifacts, info).names("mlplat")) is expected
 
 
 @pytest.mark.parametrize("after", ["nonsense", "bnVsbA", "W10", "WyIiLCB7ImEiOiBbLTEsIDBdfV0", "x" * 13_000])

@@ -16,8 +16,7 @@ from mlplat.cli import app, lifecycle
 from mlplat.errors import NotFound, PlatformError
 from mlplat.sdk import mlflow_import
 from mlplat.sdk.archive_rows import run_files, run_pages
-from mlplat.sdk.client import Client
-from mlplat.sdk.files import artifact_root
+from mlplat.sdk.client import Client, artifact_root
 from mlplat.sdk.import_target import Imported
 from mlplat.sdk.mlflow_import import import_mlflow
 from mlplat.sdk.mlflow_registry import IMPORTED_TAG, ImportedRegistry, import_registry

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import signal
-import sys
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import Process
 from pathlib import Path
 
 import pytest
@@ -15,9 +13,8 @@ import pytest
 from mlplat.sdk.spool import spooled_files
 from tests.contract.chdb import unique
 from tests.http.conftest import MLflow
-from tests.http.sdk import history, info
+from tests.http.sdk import ended, history, info, python
 from tests.http.served import Served
-from tests.platform import ROOT
 
 START = """
 import os, signal, sys, time, mlplat
@@ -34,19 +31,6 @@ def spool(tmp_path: Path) -> Path:
     return tmp_path / "spool"
 
 
-async def python(*arguments: str) -> Process:
-    """Python with the environment of this test, which names its platform."""
-    return await asyncio.create_subprocess_exec(
-        sys.executable,
-        *arguments,
-        stdin=PIPE,
-        stdout=PIPE,
-        stderr=PIPE,
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-
-
 async def started(code: str) -> tuple[Process, str]:
     """A process that has a run, and the run's id. ``code`` goes on from there."""
     process = await python("-c", START + code, unique("exp"))
@@ -57,18 +41,15 @@ async def started(code: str) -> tuple[Process, str]:
     return process, line.decode().strip()
 
 
-async def ended(process: Process) -> tuple[int, str]:
-    """Its exit code and everything it has printed."""
-    out, errors = await asyncio.wait_for(process.communicate(), 60)
-    assert process.returncode is not None
-    return process.returncode, (out + errors).decode()
-
-
 @pytest.mark.parametrize(
     ("code", "exit_code", "status"),
     [
         ("", 0, "FINISHED"),
-        ("sys.exit(3)", 3, "FINISHED"),
+        ("sys.exit()", 0, "FINISHED"),
+        ("sys.exit(0)", 0, "FINISHED"),
+        ("sys.exit(3)", 3, "FAILED"),
+        ("sys.exit('told')", 1, "FAILED"),
+        ("import threading; t = threading.Thread(target=sys.exit, args=(3,)); t.start(); t.join()", 0, "FINISHED"),
         ("1 / 0", 1, "FAILED"),
         ("raise KeyboardInterrupt", -signal.SIGINT, "KILLED"),
         ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)", -signal.SIGTERM, "KILLED"),

@@ -65,7 +65,15 @@ async def test_a_run_arrives_whole(served: Served, mlflow: MLflow, spool: Path) 
 
 
 @pytest.mark.parametrize(
-    ("error", "status"), [(ValueError(), "FAILED"), (KeyboardInterrupt(), "KILLED"), (SystemExit(1), "FAILED")]
+    ("error", "status"),
+    [
+        (ValueError(), "FAILED"),
+        (KeyboardInterrupt(), "KILLED"),
+        (SystemExit(1), "FAILED"),
+        (SystemExit("told"), "FAILED"),
+        (SystemExit(0), "FINISHED"),
+        (SystemExit(), "FINISHED"),
+    ],
 )
 async def test_an_exception_ends_the_run(served: Served, mlflow: MLflow, error: BaseException, status: str) -> None:
     def code() -> str:
@@ -220,7 +228,7 @@ async def test_an_offline_run_arrives_by_sync(
                 run.log({"m": 1.0}, step=5)
                 run.flush()
                 with pytest.raises(Unavailable, match="offline"):
-                    run.log_artifact(__file__)
+                    run.artifact_uri  # noqa: B018
         this_process().close()
         return run
 

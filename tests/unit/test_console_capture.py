@@ -12,7 +12,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 import pytest
 
-from mlplat.sdk.capture.console import Console, Waiting, process_name
+from mlplat.sdk.capture.console import Console, Waiting, recording_name
 from mlplat.sdk.capture.tee import StreamTee
 
 
@@ -233,6 +233,6 @@ def run(program: str) -> tuple[str, str]:
     return done.stdout, done.stderr
 
 
-def test_the_process_name_is_a_path() -> None:
-    assert process_name().endswith(f"-{os.getpid()}")
-    assert "/" not in process_name()
+def test_a_recordings_name_is_a_path() -> None:
+    assert f"-{os.getpid()}-" in recording_name()
+    assert "/" not in recording_name()

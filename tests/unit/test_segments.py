@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,10 +49,8 @@ class Folder:
         return [ArtifactInfo(name, False, len(body)) for name, body in self.files.items()]
 
 
-def shipper(
-    source: Text, folder: Folder, *, first: Callable[[], int] = lambda: 1, max_bytes: int = 10**9, notice: bytes = b""
-) -> Shipper:
-    return Shipper(source, folder.write, 60.0, first_segment=first, max_bytes=max_bytes, full_notice=notice)
+def shipper(source: Text, folder: Folder, *, max_bytes: int = 10**9, notice: bytes = b"") -> Shipper:
+    return Shipper(source, folder.write, 60.0, max_bytes=max_bytes, full_notice=notice)
 
 
 def test_a_segment_grows_until_it_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,29 +76,6 @@ def test_a_store_that_is_away_loses_nothing() -> None:
     source.waiting += b"c"
     ship.ship()
     assert folder.text == b"abc"
-
-
-def test_numbers_go_on_after_what_is_there() -> None:
-    source, folder = Text(), Folder()
-    source.waiting = b"more"
-    shipper(source, folder, first=lambda: 8).ship()
-    assert folder.files == {"000008.log": b"more"}
-
-
-def test_what_is_there_is_asked_again_when_nobody_answers() -> None:
-    source, folder, answers = Text(), Folder(), [Unavailable("away"), None]
-
-    def first() -> int:
-        answer = answers.pop(0)
-        if answer is not None:
-            raise answer
-        return 3
-
-    ship = shipper(source, folder, first=first)
-    source.waiting = b"x"
-    ship.ship()
-    ship.ship()
-    assert folder.files == {"000003.log": b"x"}
 
 
 def test_a_full_log_says_so_and_drops_the_rest() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from mlplat.errors import InvalidInput
 from mlplat.sdk import spool
 from mlplat.sdk.backlog import Backlog
+from mlplat.sdk.records import PutFile, attachment_of, from_frame, to_frame
 from mlplat.sdk.spool import Frame, Kind, SpoolFile, folder_bytes, pack, spooled_files, unpack
 
 FRAMES = st.lists(st.builds(Frame, st.sampled_from(Kind), st.binary(max_size=200)), max_size=8)
@@ -198,3 +200,71 @@ def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     backlog = Backlog(tmp_path / "file", b"", 2**30)
     assert [backlog.append(POINTS) for _ in range(4)] == [True, True, False, False]
     assert backlog.appended == 2
+
+
+def attach(backlog: Backlog, key: str, body: bytes) -> Frame | None:
+    """Attaches a file as the outbox does; the frame that names it, if it needs one."""
+    attached = backlog.attach(key, io.BytesIO(body), len(body))
+    return to_frame(PutFile("r", key, attached.name)) if attached is not None and attached.is_new else None
+
+
+def read_copy(backlog: Backlog, frame: Frame) -> bytes:
+    name = attachment_of(frame)
+    assert name is not None
+    assert backlog.attachments is not None
+    return (backlog.attachments.folder / name).read_bytes()
+
+
+def test_files_wait_beside_their_frames_and_go_with_them(tmp_path: Path) -> None:
+    backlog = Backlog(tmp_path, b"", 2**30)
+    frames = [attach(backlog, key, body) for key, body in (("a", b"1"), ("b", b"2"), ("a", b"longer"))]
+    assert frames[2] is None  # the first copy of "a" was not yet on its way
+    for frame in frames[:2]:
+        assert frame is not None
+        assert backlog.append(frame)
+    (first, *_rest), marks = backlog.peek(1000)
+    assert from_frame(first) == PutFile("r", "a", attachment_of(first) or "")
+    assert read_copy(backlog, first) == b"longer"
+    assert attach(backlog, "a", b"3") is not None  # it is on its way now, and stays as it is
+    assert read_copy(backlog, first) == b"longer"
+    backlog.settle(marks[:1])
+    backlog.forget(first)
+    assert len(list(tmp_path.glob("*.files/*"))) == 2
+    assert attach(backlog, "b", b"4") is None
+    backlog.settle(backlog.peek(1000)[1])
+    backlog.close()  # all is settled: what is left in the folder has no purpose
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_count_and_find_no_more_room_than_there_is(tmp_path: Path) -> None:
+    backlog = Backlog(tmp_path, b"", 1024 * 1024 + 5_000)
+    assert attach(backlog, "a", bytes(3_000)) is not None
+    assert attach(backlog, "b", bytes(3_000)) is None
+    assert backlog.attach("b", io.BytesIO(bytes(3_000)), 3_000) is None
+    assert backlog.append(CALL)
+    assert folder_bytes(tmp_path) > 3_000
+    backlog.close()
+
+
+def test_a_frame_moves_with_its_file(tmp_path: Path) -> None:
+    backlog, aside = Backlog(tmp_path, b"", 2**30), Backlog(tmp_path, b"", 2**30)
+    frame = attach(backlog, "a", b"body")
+    assert frame is not None
+    assert backlog.attachments is not None
+    assert aside.take_over(frame, backlog.attachments.folder)
+    assert not aside.take_over(frame, backlog.attachments.folder)  # once is enough
+    backlog.close()
+    assert read_copy(aside, aside.peek(1000)[0][0]) == b"body"
+    aside.close()
+    assert len(list(tmp_path.glob("*.files/*"))) == 1
+
+
+def test_a_disk_that_is_full_leaves_no_part_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backlog = Backlog(tmp_path, b"", 2**30)
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "fsync", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        assert backlog.attach("a", io.BytesIO(b"body"), 4) is None
+    assert backlog.attachments is not None
+    assert backlog.attachments.count == 0
+    assert list(tmp_path.glob("*.files/*")) == []
+    backlog.close()

@@ -10,8 +10,9 @@ from pydantic import BaseModel, Field
 
 from mlplat.artifacts.console import MAX_CURSOR, decode_cursor, encode_cursor, read_console
 from mlplat.artifacts.model import proxied_path
+from mlplat.execution.capture import log_folder_of
 from mlplat.http.services import Services
-from mlplat.tracking.model import RunStatus
+from mlplat.tracking.model import ATTEMPT_TAG, Run, RunStatus
 
 MAX_BYTES = 4 * 1024 * 1024
 
@@ -37,12 +38,13 @@ def router(services: Services) -> APIRouter:
         process: Annotated[str, Query(max_length=200, description="Only what this process printed.")] = "",
     ) -> ConsoleText:
         """What the run printed so far, from the start or after a cursor. When several processes wrote to the run,
-        a heading names each where its output begins."""
+        a heading names each where its output begins. Of a run that a step of a pipeline started, the log of the step's
+        attempt is a part."""
         cursor = decode_cursor(after)
         # The run's state first: of a run that has ended everything is there.
         run = await services.runs.get(run_id)
         part = await asyncio.to_thread(
-            read_console, services.artifacts, proxied_path(run.artifact_uri), cursor, limit, process
+            read_console, services.artifacts, proxied_path(run.artifact_uri), cursor, limit, process, _attempt_log(run)
         )
         return ConsoleText(
             text=part.text,
@@ -52,3 +54,9 @@ def router(services: Services) -> APIRouter:
         )
 
     return api
+
+
+def _attempt_log(run: Run) -> dict[str, str]:
+    label = run.tags.get(ATTEMPT_TAG, "")
+    folder = log_folder_of(label)
+    return {} if folder is None else {label: folder}

@@ -8,16 +8,14 @@ Every run that is open in the process gets all that is printed from its start to
 run has its own part, the run around it the whole. (Output has no owner when several threads have a run
 each, so each of these runs has all of it.)
 
-New lines go out every two seconds, as segments (``mlplat.artifacts.segments``) in a folder per process. A
-process that is killed loses what it printed since. Forked children are not recorded, except by
-``console_fd``.
+New lines go out every two seconds, as segments (``mlplat.artifacts.segments``) in a folder per process; while the
+platform is away they go to disk, as all files do. A process that is killed loses what it printed since. Forked
+children are not recorded, except by ``console_fd``.
 """
 
 from __future__ import annotations
 
 import os
-import re
-import socket
 import sys
 import threading
 import time
@@ -25,8 +23,9 @@ from collections.abc import Callable
 from functools import lru_cache
 
 from mlplat.artifacts.console import FOLDER
-from mlplat.artifacts.segments import MAX_LOG_BYTES, Shipper, segment_number
+from mlplat.artifacts.segments import MAX_LOG_BYTES, Shipper
 from mlplat.sdk.capture.lines import Lines
+from mlplat.sdk.capture.node import host_name
 from mlplat.sdk.capture.tee import DescriptorTee, StreamTee
 from mlplat.sdk.files import RunFiles
 
@@ -194,13 +193,12 @@ class RunConsole:
     def __init__(self, files: RunFiles, *, descriptors: bool = False, interval_s: float = INTERVAL_S) -> None:
         self._files = files
         self._descriptors = descriptors
-        self._folder = f"{FOLDER}/{process_name()}"
+        self._folder = f"{FOLDER}/{recording_name()}"
         self._waiting = Waiting()
         self._shipper = Shipper(
             _Collected(self._waiting),
-            lambda name, body: files.put(f"{self._folder}/{name}", body),
+            self._write,
             interval_s,
-            first_segment=self._first_segment,
             full_notice=f"\n[mlplat: the console has its {MAX_LOG_BYTES >> 20} MiB; the rest is left out]\n".encode(),
         )
 
@@ -219,16 +217,14 @@ class RunConsole:
         console().close(self._waiting)
         return self._shipper.close(timeout_s)
 
-    def _first_segment(self) -> int:
-        """One more than what is there: a run that goes on in a process of the same name keeps its earlier part."""
-        numbers = [number for name in self._files.names(self._folder) if (number := segment_number(name)) is not None]
-        return max(numbers, default=0) + 1
+    def _write(self, name: str, body: bytes) -> None:
+        if not self._files.put(f"{self._folder}/{name}", body):
+            raise OSError("no room on disk")  # it waits in memory, as far as that goes
 
 
-def process_name() -> str:
-    """``<host>-<pid>``, in characters that are safe in a path."""
-    host = re.sub(r"[^A-Za-z0-9._\-]", "_", socket.gethostname())[:64] or "host"
-    return f"{host}-{os.getpid()}"
+def recording_name() -> str:
+    """``<host>-<pid>-<start>``, of this instant. A run that goes on in a process of the same name gets another one."""
+    return f"{host_name()}-{os.getpid()}-{time.time_ns() // 1_000_000:x}"
 
 
 def _left_out_notice(count: int) -> bytes:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 
 from pydantic import ValidationError
 
 from mlplat.errors import InvalidInput
 from mlplat.metrics.model import Point
-from mlplat.sdk.client import Client
+from mlplat.sdk.files import RunFiles
 from mlplat.settings import Settings
-
-#: Seconds for which a background upload is tried again. Its sender tries anew later.
-BACKGROUND_RETRY_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -24,11 +20,13 @@ class Capture:
     Attributes:
         code: git commit, branch, remote, the diff of what is not committed; the command line.
         environment: ``mlplat/environment.json`` and ``mlplat/requirements.txt``.
-        console: what the process prints, live.
+        console: what the process prints, live. Inside of a step that has started the run it is off unless it is asked
+            for here: the attempt's log has the same, and is shown as the run's console.
         console_fd: also what its children and C code print. This replaces file descriptors 1 and 2 by pipes,
             so programs no longer see a terminal, and a process that is killed may lose its last output.
         system_metrics: CPU, memory, disk, network and GPUs of the node.
-        node: this node's name, when several write into one run: ``system/<node>/…``.
+        node: this node's name in system metrics, ``system/<node>/…``. By default the node of the run's owner goes
+            without, and others by their host's name.
     """
 
     code: bool | None = None
@@ -63,17 +61,12 @@ _NOTHING = {f"capture_{part}": False for part in ("code", "environment", "consol
 
 @dataclass(frozen=True)
 class RunLink:
-    """What recording needs of a run. ``started_ms`` is ms since 1970; ``fixed_tags`` are left as they are."""
+    """What recording needs of a run. ``started_ms`` gives ms since 1970 and may ask the platform; ``fixed_tags`` are
+    left as they are."""
 
     run_id: str
-    url: str
-    artifact_uri: str
-    started_ms: int
+    files: RunFiles
+    started_ms: Callable[[], int]
     add_points: Callable[[list[Point]], None]
+    set_tags: Callable[[Mapping[str, str]], None]
     fixed_tags: frozenset[str] = frozenset()
-
-
-@lru_cache(maxsize=8)
-def background_client(url: str) -> Client:
-    """A client that gives up soon: whoever uses it tries again later, or goes without."""
-    return Client(url, retry_for_s=BACKGROUND_RETRY_S)
