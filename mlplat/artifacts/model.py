@@ -8,7 +8,7 @@ from urllib.parse import unquote
 
 from mlplat.errors import InvalidInput
 
-#: Artifacts behind the platform have URIs of this scheme, as MLflow names them.
+#: URIs of this scheme, MLflow's, name files behind the platform, wherever these are stored.
 PROXY_SCHEME = "mlflow-artifacts"
 MAX_PATH_BYTES = 1_024
 MAX_SEGMENT_BYTES = 255

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -17,9 +17,11 @@ from mlplat.errors import InvalidInput
 from mlplat.sdk.archive_files import Progress
 from mlplat.sdk.client import client_for, default_url
 from mlplat.sdk.exporting import export_experiment
-from mlplat.sdk.importing import Imported, import_archive
+from mlplat.sdk.import_target import Imported
+from mlplat.sdk.importing import import_archive
 from mlplat.sdk.lifecycle import move_runs, purge
 from mlplat.sdk.mlflow_import import import_mlflow
+from mlplat.sdk.mlflow_registry import ImportedRegistry, import_registry
 
 commands = typer.Typer()
 console = Console(highlight=False, soft_wrap=True)
@@ -71,14 +73,16 @@ def export_command(
     experiment: Annotated[str, typer.Argument(help="The experiment's name.")],
     file: Annotated[Path, typer.Argument(help="A new folder, or a new .tar file.")],
 ) -> None:
-    """Export an experiment with runs, points and artifacts as an open archive: JSON, Parquet and files."""
+    """Export an experiment with all that is in it as an open archive: JSON, Parquet and files."""
     with _bars() as progress:
         exported = export_experiment(client_for(default_url()), experiment, file, progress)
     console.print(
-        f"{file}: {exported.runs} runs, {exported.points} points, {exported.artifacts} artifacts", markup=False
+        f"{file}: {exported.runs} runs, {exported.points} points, {exported.datasets} datasets, "
+        f"{exported.models} logged models, {exported.artifacts} artifacts",
+        markup=False,
     )
-    for run_id, uri in exported.without_artifacts:
-        console.print(f"run {run_id}: its artifacts live at {uri} and were left out", style="yellow", markup=False)
+    for owner, uri in exported.without_artifacts:
+        console.print(f"{owner}: its artifacts live at {uri} and were left out", style="yellow", markup=False)
 
 
 @commands.command("import")
@@ -96,12 +100,23 @@ def import_command(
 def import_mlflow_command(
     url: Annotated[str, typer.Argument(help="The MLflow server, as in MLFLOW_TRACKING_URI.")],
     experiment: Annotated[list[str] | None, typer.Option(help="Only this one; may be repeated.")] = None,
+    registry: Annotated[
+        bool | None,
+        typer.Option(
+            "--registry/--no-registry",
+            help="Registered models, once their experiments are here; by default unless --experiment is given.",
+        ),
+    ] = None,
 ) -> None:
-    """Import experiments from an MLflow server: runs, params, tags, metric histories and artifacts."""
+    """Import experiments and registered models from an MLflow server; run again to go on after a failure."""
+    client = client_for(default_url())
     with _bars() as progress:
-        results = list(import_mlflow(client_for(default_url()), url, experiment, progress))
+        results = list(import_mlflow(client, url, experiment, progress))
+        models = import_registry(client, url, progress) if registry or (registry is None and not experiment) else None
     for imported in results:
         _print_imported(imported)
+    if models is not None:
+        _print_registry(models)
 
 
 def _print_imported(imported: Imported) -> None:
@@ -110,16 +125,34 @@ def _print_imported(imported: Imported) -> None:
         return
     console.print(
         f"experiment {imported.experiment} (id {imported.experiment_id}): {imported.runs} runs, "
-        f"{imported.points} points, {imported.artifacts} artifacts",
+        f"{imported.points} points, {imported.datasets} datasets, {imported.models} logged models, "
+        f"{imported.artifacts} artifacts",
         markup=False,
     )
-    for old, new in list(imported.renamed.items())[:SHOWN_IDS]:
-        console.print(f"run {old} is {new} here: its id was taken", style="yellow", markup=False)
-    if len(imported.renamed) > SHOWN_IDS:
-        console.print(f"and {len(imported.renamed) - SHOWN_IDS} more runs have new ids", style="yellow")
-    if imported.references_left_out:
-        left_out = f"{imported.references_left_out} references to datasets and logged models were left out"
-        console.print(left_out, style="yellow")
+    _print_some([f"run {old} is {new} here: its id was taken" for old, new in imported.renamed.items()])
+    _print_some([f"logged model {old} is {new} here: its id was taken" for old, new in imported.renamed_models.items()])
+    _print_left_out(imported.left_out)
+
+
+def _print_registry(imported: ImportedRegistry) -> None:
+    console.print(f"registry: {imported.models} models and {imported.versions} versions more than before")
+    _print_some([f"model {old} is {new} here: its name was taken" for old, new in imported.renamed.items()])
+    _print_left_out(imported.left_out)
+
+
+def _print_left_out(left_out: Sequence[str]) -> None:
+    """All of it: nobody else says what is missing now."""
+    if left_out:
+        console.print(f"left out: {len(left_out)}", style="yellow")
+    for line in left_out:
+        console.print(f"  {line}", style="yellow", markup=False)
+
+
+def _print_some(lines: Sequence[str]) -> None:
+    for line in lines[:SHOWN_IDS]:
+        console.print(line, style="yellow", markup=False)
+    if len(lines) > SHOWN_IDS:
+        console.print(f"and {len(lines) - SHOWN_IDS} more", style="yellow")
 
 
 @contextmanager

@@ -284,6 +284,18 @@ run_import = Table(
     Column("complete", Boolean, nullable=False, server_default=text("false")),
 )
 
+# The same for logged models.
+model_import = Table(
+    "model_import",
+    metadata,
+    Column("experiment_id", ForeignKey("experiment.experiment_id", ondelete="CASCADE"), primary_key=True),
+    Column("source_id", Text, primary_key=True),
+    Column("model_id", Text, nullable=False, unique=True),
+    # Whether it stays deleted when the import is complete; until then all of them count as deleted.
+    Column("deleted", Boolean, nullable=False, server_default=text("false")),
+    Column("complete", Boolean, nullable=False, server_default=text("false")),
+)
+
 # -- registry ----------------------------------------------------------------------------------
 
 registered_model = Table(

@@ -19,6 +19,8 @@ from mlplat.metrics.columns import constant_name, encoded_names, float64_column,
 
 _NAME = pa.dictionary(pa.int32(), pa.string())
 #: One row per point. ``timestamp`` is in ms since the epoch, ``step`` may be negative.
+#: The media type of an Arrow IPC stream.
+ARROW = "application/vnd.apache.arrow.stream"
 SCHEMA = pa.schema(
     [
         pa.field("run_id", _NAME, nullable=False),

@@ -97,15 +97,18 @@ async def _rename_model(connection: AsyncConnection, name: str, new_name: str) -
 async def _create_version(connection: AsyncConnection, command: CreateVersion) -> int:
     if not command.source:
         raise InvalidInput("Missing value for required parameter 'source'.")
-    number = (
-        update(registered_model)
-        .where(registered_model.c.name == command.name)
-        .values(last_version=registered_model.c.last_version + 1, updated_at=func.clock_timestamp())
-        .returning(registered_model.c.last_version)
-    )
-    version = (await connection.execute(number)).scalar()
+    last = registered_model.c.last_version
+    number = update(registered_model).where(registered_model.c.name == command.name)
+    if command.version is not None:
+        number = number.where(last < command.version)
+    number = number.values(last_version=command.version or last + 1, updated_at=func.clock_timestamp())
+    version = (await connection.execute(number.returning(last))).scalar()
     if version is None:
-        raise _model_missing(command.name)
+        await _require_model(connection, command.name)
+        raise AlreadyExists(
+            f"Model Version (name={command.name}, version={command.version}): there is or was one with that number, "
+            "or a later one."
+        )
     await connection.execute(
         insert(model_version).values(
             name=command.name, version=version, description=command.description, source=command.source,

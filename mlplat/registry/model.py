@@ -10,6 +10,8 @@ from mlplat.errors import InvalidInput
 
 MAX_NAME_LENGTH = 250
 MAX_ALIAS_LENGTH = 255
+#: MLflow keeps prompts as registered models with this tag.
+PROMPT_TAG = "mlflow.prompt.is_prompt"
 _ALIAS = re.compile(r"[A-Za-z0-9_\-]+\Z")
 _VERSION_LIKE_ALIAS = re.compile(r"v\d+\Z", re.IGNORECASE)
 
@@ -88,7 +90,7 @@ class SetModelTag:
 
 @dataclass(frozen=True)
 class CreateVersion:
-    """Adds a version; its number is the next of the model."""
+    """Adds a version; its number is the next of the model, or a later one that an import asks for."""
 
     name: str
     source: str
@@ -98,6 +100,7 @@ class CreateVersion:
     description: str = ""
     user_id: str = ""
     tags: dict[str, str] = field(default_factory=dict)
+    version: int | None = None
 
 
 @dataclass(frozen=True)

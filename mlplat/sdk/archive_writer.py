@@ -56,9 +56,9 @@ class ArchiveWriter:
         file.write_bytes(body)
         self.add(name, file)
 
-    def finish(self, runs: int, points: int) -> Manifest:
+    def finish(self, runs: int, points: int, models: int = 0) -> Manifest:
         """Writes the manifest and puts the archive in its place."""
-        manifest = Manifest(FORMAT, VERSION, runs, points, self._files)
+        manifest = Manifest(FORMAT, VERSION, runs, points, self._files, models)
         file = self.new_path()
         file.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
         self._place(MANIFEST, file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -67,6 +68,10 @@ class Client:
         """The JSON answer of a POST; with a key, the platform acts once however often it arrives."""
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
         return self._call("POST", path, json=body, headers=headers).json()
+
+    def post_once(self, path: str, body: Any) -> Any:
+        """The JSON answer of a POST on which the platform acts once, however often it has to be sent."""
+        return self.post(path, body, idempotency_key=uuid.uuid4().hex)
 
     def post_bytes(self, path: str, body: bytes, content_type: str) -> Any:
         """The JSON answer of a POST with a raw body."""

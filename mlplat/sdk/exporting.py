@@ -1,9 +1,10 @@
-"""``mlplat export``: an experiment with runs, points and artifacts as an open archive, over HTTP."""
+"""``mlplat export``: an experiment with all that is in it as an open archive, over HTTP."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,29 +13,78 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mlplat.artifacts.model import served_path
 from mlplat.errors import InvalidInput
 from mlplat.sdk.archive_files import Progress, no_progress
+from mlplat.sdk.archive_rows import (
+    dataset_rows,
+    input_rows,
+    model_files,
+    run_files,
+    run_model_rows,
+    run_pages,
+    run_row,
+)
 from mlplat.sdk.archive_writer import ArchiveWriter, writing
-from mlplat.sdk.client import API, ARTIFACTS, Client
+from mlplat.sdk.client import API, Client, artifact_root
+from mlplat.sdk.listing import pages, pairs, slices
 from mlplat.tracking.archive import (
+    DATASETS,
+    DATASETS_SCHEMA,
     EXPERIMENT,
+    INPUTS,
+    INPUTS_SCHEMA,
+    MODEL_METRICS,
+    MODEL_METRICS_SCHEMA,
+    MODEL_PAIRS_SCHEMA,
+    MODEL_PARAMS,
+    MODEL_TAGS,
+    MODELS,
+    MODELS_SCHEMA,
     PAIRS_SCHEMA,
     PARAMS,
     POINTS_SCHEMA,
+    RUN_MODELS,
+    RUN_MODELS_SCHEMA,
     RUNS,
     RUNS_SCHEMA,
     TAGS,
     ExperimentInfo,
     artifact_name,
+    model_artifact_name,
 )
 
-RUN_PAGE = 1_000
+MODEL_PAGE = 1_000
+MODEL_POINT_PAGE = 10_000
 #: Runs whose points are read together, and points in one page.
 POINT_RUNS = 200
 POINT_PAGE = 200_000
 POINTS_PER_FILE = 2_000_000
 #: Requests for artifacts under way at once.
 TRANSFERS = 8
+
+
+_RUN_TABLES = {
+    RUNS: RUNS_SCHEMA, PARAMS: PAIRS_SCHEMA, TAGS: PAIRS_SCHEMA, DATASETS: DATASETS_SCHEMA, INPUTS: INPUTS_SCHEMA,
+    RUN_MODELS: RUN_MODELS_SCHEMA,
+}  # fmt: skip
+_MODEL_TABLES = {
+    MODELS: MODELS_SCHEMA, MODEL_PARAMS: MODEL_PAIRS_SCHEMA, MODEL_TAGS: MODEL_PAIRS_SCHEMA,
+    MODEL_METRICS: MODEL_METRICS_SCHEMA,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ArtifactKind:
+    """Whose artifacts: what lists the files of one, and what they are called in an archive."""
+
+    noun: str
+    files: Callable[[Client, str], list[str]]
+    name: Callable[[str, str], str]
+
+
+_OF_RUNS = ArtifactKind("run", run_files, artifact_name)
+_OF_MODELS = ArtifactKind("logged model", model_files, model_artifact_name)
 
 
 @dataclass
@@ -44,8 +94,10 @@ class Exported:
     experiment: str
     runs: int = 0
     points: int = 0
+    datasets: int = 0
+    models: int = 0
     artifacts: int = 0
-    #: Runs whose artifacts the platform does not serve, with their URIs: those were left out.
+    #: ``run …`` or ``logged model …`` whose artifacts the platform does not serve, with their URIs: left out.
     without_artifacts: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -63,33 +115,13 @@ def export_experiment(client: Client, name: str, target: Path, progress: Progres
     with writing(target) as writer:
         writer.add_bytes(EXPERIMENT, msgspec.json.encode(_info(found)))
         exported = Exported(name)
-        places = _write_runs(client, found["experiment_id"], writer, exported, progress)
-        _write_points(client, list(places), writer, exported, progress)
-        _write_artifacts(client, places, writer, exported, progress)
-        writer.finish(exported.runs, exported.points)
+        runs = _write_runs(client, found["experiment_id"], writer, exported, progress)
+        _write_points(client, list(runs), writer, exported, progress)
+        models = _write_models(client, found["experiment_id"], writer, exported, progress)
+        _write_artifacts(client, _OF_RUNS, runs, writer, exported, progress)
+        _write_artifacts(client, _OF_MODELS, models, writer, exported, progress)
+        writer.finish(exported.runs, exported.points, exported.models)
     return exported
-
-
-def pairs(entries: Sequence[dict[str, str]] | None) -> dict[str, str]:
-    """MLflow's list of keys and values as a dict."""
-    return {entry["key"]: entry.get("value", "") for entry in entries or ()}
-
-
-def run_pages(client: Client, experiment_id: str, page: int = RUN_PAGE) -> Iterator[list[dict[str, Any]]]:
-    """All runs of an experiment as MLflow writes them, deleted ones included, each once."""
-    seen: set[str] = set()
-    token: str | None = None
-    while True:
-        body = {"experiment_ids": [experiment_id], "run_view_type": "ALL", "max_results": page}
-        answer = client.post(f"{API}/runs/search", body | ({"page_token": token} if token else {}))
-        # A run that starts meanwhile can push others to the next page, where they come again.
-        runs = [run for run in answer.get("runs", ()) if run["info"]["run_id"] not in seen]
-        seen.update(run["info"]["run_id"] for run in runs)
-        if runs:
-            yield runs
-        token = answer.get("next_page_token")
-        if not token:
-            return
 
 
 def _info(found: dict[str, Any]) -> ExperimentInfo:
@@ -99,58 +131,81 @@ def _info(found: dict[str, Any]) -> ExperimentInfo:
     )  # fmt: skip
 
 
-def run_row(run: dict[str, Any]) -> dict[str, Any]:
-    """A row of ``runs.parquet``."""
-    info = run["info"]
-    return {
-        "run_id": info["run_id"],
-        "name": info.get("run_name", ""),
-        "status": info["status"],
-        "user_id": info.get("user_id", ""),
-        "started_at": info.get("start_time", 0),
-        "ended_at": info.get("end_time"),
-        "deleted": info["lifecycle_stage"] == "deleted",
-        "artifact_uri": info["artifact_uri"],
-    }
-
-
 def _write_runs(
     client: Client, experiment_id: str, writer: ArchiveWriter, exported: Exported, progress: Progress
 ) -> dict[str, str]:
-    """Writes runs, params and tags; returns the artifact URI of each run, in their order."""
+    """Writes runs with all that goes with them but points and files; returns each run's artifact URI, in order."""
     places: dict[str, str] = {}
-    files = {name: writer.new_path() for name in (RUNS, PARAMS, TAGS)}
-    with (
-        pq.ParquetWriter(files[RUNS], RUNS_SCHEMA, compression="zstd") as runs_file,
-        pq.ParquetWriter(files[PARAMS], PAIRS_SCHEMA, compression="zstd") as params_file,
-        pq.ParquetWriter(files[TAGS], PAIRS_SCHEMA, compression="zstd") as tags_file,
-    ):
+    seen: set[tuple[str, str]] = set()
+    with _tables(writer, _RUN_TABLES) as add:
         for page in run_pages(client, experiment_id):
             rows = [run_row(run) for run in page]
-            runs_file.write_table(pa.Table.from_pylist(rows, RUNS_SCHEMA))
-            params_file.write_table(_pairs_table(page, "params"))
-            tags_file.write_table(_pairs_table(page, "tags"))
+            add(RUNS, rows)
+            add(PARAMS, _pair_rows(rows, "run_id", "params"))
+            add(TAGS, _pair_rows(rows, "run_id", "tags"))
+            for run in page:
+                # One by one: a dataset's profile may have megabytes.
+                new = [row for row in dataset_rows(run) if (row["name"], row["digest"]) not in seen]
+                seen.update((row["name"], row["digest"]) for row in new)
+                add(DATASETS, new)
+            inputs = [row for run in page for row in input_rows(run)]
+            add(INPUTS, [row | {"tags": list(row["tags"].items())} for row in inputs])
+            add(RUN_MODELS, [row for run in page for row in run_model_rows(run)])
             places.update((row["run_id"], row["artifact_uri"]) for row in rows)
             progress("runs", len(places), None)
-    for name, file in files.items():
-        writer.add(name, file)
-    exported.runs = len(places)
+    exported.runs, exported.datasets = len(places), len(seen)
     return places
 
 
-def _pairs_table(page: Sequence[dict[str, Any]], kind: str) -> pa.Table:
-    rows = [
-        {"run_id": run["info"]["run_id"], "key": key, "value": value}
-        for run in page
-        for key, value in pairs(run.get("data", {}).get(kind)).items()
-    ]
-    return pa.Table.from_pylist(rows, PAIRS_SCHEMA)
+def _write_models(
+    client: Client, experiment_id: str, writer: ArchiveWriter, exported: Exported, progress: Progress
+) -> dict[str, str]:
+    """Writes logged models but for their files; returns the artifact URI of each."""
+    places: dict[str, str] = {}
+    path = f"/api/v1/experiments/{experiment_id}"
+    with _tables(writer, _MODEL_TABLES) as add:
+        for rows in pages(lambda page: client.get(f"{path}/logged-models", max_results=MODEL_PAGE, **page), "models"):
+            add(MODELS, rows)
+            add(MODEL_PARAMS, _pair_rows(rows, "model_id", "params"))
+            add(MODEL_TAGS, _pair_rows(rows, "model_id", "tags"))
+            places.update((row["model_id"], row["artifact_uri"]) for row in rows)
+            progress("logged models", len(places), None)
+        points = f"{path}/logged-model-metrics"
+        for rows in pages(lambda page: client.get(points, max_results=MODEL_POINT_PAGE, **page), "metrics"):
+            add(MODEL_METRICS, [row | {"value": float(row["value"])} for row in rows])
+    exported.models = len(places)
+    return places
+
+
+@contextmanager
+def _tables(
+    writer: ArchiveWriter, schemas: Mapping[str, pa.Schema]
+) -> Iterator[Callable[[str, Sequence[dict[str, Any]]], None]]:
+    """Parquet files of an archive, open together; yields what adds rows to one of them."""
+    files = {name: writer.new_path() for name in schemas}
+    with ExitStack() as stack:
+        out = {
+            name: stack.enter_context(pq.ParquetWriter(files[name], schema, compression="zstd"))
+            for name, schema in schemas.items()
+        }
+
+        def add(name: str, rows: Sequence[dict[str, Any]]) -> None:
+            if rows:
+                out[name].write_table(pa.Table.from_pylist(rows, schemas[name]))
+
+        yield add
+    for name, file in files.items():
+        writer.add(name, file)
+
+
+def _pair_rows(rows: Sequence[dict[str, Any]], owner: str, kind: str) -> list[dict[str, str]]:
+    return [{owner: row[owner], "key": key, "value": value} for row in rows for key, value in sorted(row[kind].items())]
 
 
 def point_pages(client: Client, run_ids: Sequence[str]) -> Iterator[pa.Table]:
     """All points of the runs, as tables of ``POINTS_SCHEMA``."""
-    for start in range(0, len(run_ids), POINT_RUNS):
-        body: dict[str, Any] = {"run_ids": run_ids[start : start + POINT_RUNS], "limit": POINT_PAGE}
+    for some in slices(run_ids, POINT_RUNS):
+        body: dict[str, Any] = {"run_ids": some, "limit": POINT_PAGE}
         while True:
             with pa.ipc.open_stream(client.post_for_bytes("/api/v1/metrics/read", body)) as reader:
                 table = reader.read_all().cast(POINTS_SCHEMA)
@@ -183,45 +238,29 @@ def _write_points(
 
 
 def _write_artifacts(
-    client: Client, places: dict[str, str], writer: ArchiveWriter, exported: Exported, progress: Progress
+    client: Client,
+    kind: ArtifactKind,
+    places: Mapping[str, str],
+    writer: ArchiveWriter,
+    exported: Exported,
+    progress: Progress,
 ) -> None:
-    served = {run_id: uri for run_id, uri in places.items() if uri.startswith("mlflow-artifacts:")}
-    exported.without_artifacts = [(run_id, uri) for run_id, uri in places.items() if run_id not in served]
+    """Writes the files of runs or models, whose artifact URIs are ``places``."""
+    served = {owner: uri for owner, uri in places.items() if served_path(uri) is not None}
+    exported.without_artifacts += [(f"{kind.noun} {each}", uri) for each, uri in places.items() if each not in served]
 
-    def fetch(run_id: str, path: str) -> tuple[str, Path]:
+    def fetch(owner: str, path: str) -> tuple[str, Path]:
         file = writer.new_path()
-        root = served[run_id].partition(":")[2].strip("/")
         with file.open("wb") as into:
-            client.download(f"{ARTIFACTS}/{root}/{path}", into)
-        return artifact_name(run_id, path), file
+            client.download(f"{artifact_root(served[owner])}/{path}", into)
+        return kind.name(owner, path), file
 
     with ThreadPoolExecutor(TRANSFERS, "export") as pool:
-        for batch in _batches(list(served), 10 * TRANSFERS):
-            found = pool.map(lambda run_id: [(run_id, path) for path in artifact_paths(client, run_id)], batch)
+        for batch in slices(list(served), 10 * TRANSFERS):
+            found = pool.map(lambda owner: [(owner, path) for path in kind.files(client, owner)], batch)
             files = [entry for paths in found for entry in paths]
-            for few in _batches(files, TRANSFERS):
+            for few in slices(files, TRANSFERS):
                 for name, file in pool.map(lambda entry: fetch(*entry), few):
                     writer.add(name, file)
                     exported.artifacts += 1
                     progress("artifacts", exported.artifacts, None)
-
-
-def artifact_paths(client: Client, run_id: str) -> list[str]:
-    """All files below a run's artifacts."""
-    files: list[str] = []
-    folders = [""]
-    while folders:
-        query: dict[str, str] = {"run_id": run_id} | ({"path": folder} if (folder := folders.pop()) else {})
-        while True:
-            answer = client.get(f"{API}/artifacts/list", **query)
-            for entry in answer.get("files", ()):
-                (folders if entry["is_dir"] else files).append(entry["path"])
-            if not answer.get("next_page_token"):
-                break
-            query["page_token"] = answer["next_page_token"]
-    return sorted(files)
-
-
-def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

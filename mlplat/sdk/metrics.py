@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from mlplat.errors import PlatformError
+from mlplat.metrics.model import ARROW
 from mlplat.runtime import METRIC_SHARD, NAMESPACE
 from mlplat.sdk.client import Client
 
-ARROW = "application/vnd.apache.arrow.stream"
 ACTOR_TIMEOUT_S = 10.0
 
 #: Returns when the points of an Arrow IPC stream are durable.

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import uuid
 from contextlib import suppress
 
 from mlplat.errors import AlreadyExists, InvalidInput
-from mlplat.sdk.client import API, Client, client_for, default_url
+from mlplat.sdk.client import API, client_for, default_url
 from mlplat.sdk.run import Run
 
 
@@ -34,17 +33,11 @@ def register_model(
     client = client_for(url or default_url())
     run_id = run.run_id if isinstance(run, Run) else run
     with suppress(AlreadyExists):
-        _change(client, "registered-models/create", {"name": name})
-    created = _change(
-        client, "model-versions/create", {"name": name, "source": f"runs:/{run_id}/{artifact_path}", "run_id": run_id}
+        client.post_once(f"{API}/registered-models/create", {"name": name})
+    created = client.post_once(
+        f"{API}/model-versions/create", {"name": name, "source": f"runs:/{run_id}/{artifact_path}", "run_id": run_id}
     )
     version = created["model_version"]["version"]
     if alias is not None:
-        _change(client, "registered-models/alias", {"name": name, "alias": alias, "version": version})
+        client.post_once(f"{API}/registered-models/alias", {"name": name, "alias": alias, "version": version})
     return int(version)
-
-
-def _change(client: Client, path: str, body: dict[str, str]) -> dict[str, dict[str, str]]:
-    """A mutation that happens once, however often the request has to be sent."""
-    answer: dict[str, dict[str, str]] = client.post(f"{API}/{path}", body, idempotency_key=uuid.uuid4().hex)
-    return answer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, overload
 
@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 
 from mlplat.sdk.client import API, Client, client_for, default_url
+from mlplat.sdk.listing import every, pairs
 
 PAGE = 1_000
 HISTORY_PAGE = 100_000
@@ -58,10 +59,10 @@ class RunRecord:
             NotFound: no such run (any more).
         """
         points = list(
-            _pages(
-                lambda token: client_for(self.url).get(
+            every(
+                lambda page: client_for(self.url).get(
                     f"{API}/metrics/get-history",
-                    run_id=self.run_id, metric_key=key, max_results=HISTORY_PAGE, page_token=token,
+                    run_id=self.run_id, metric_key=key, max_results=HISTORY_PAGE, **page,
                 ),
                 "metrics",
             )
@@ -139,14 +140,14 @@ def search_runs(
     }
     runs: list[RunRecord] = []
     if body["experiment_ids"]:
-        pages = _pages(
-            lambda token: client.post(
+        found = every(
+            lambda page: client.post(
                 f"{API}/runs/search",
-                body | {"max_results": min(PAGE, max_results - len(runs)), "page_token": token},
+                body | {"max_results": min(PAGE, max_results - len(runs))} | page,
             ),
             "runs",
         )
-        for run in pages:
+        for run in found:
             runs.append(_record(run, client.url))
             if len(runs) >= max_results:
                 break
@@ -156,25 +157,13 @@ def search_runs(
 
 def _experiment_ids(client: Client, names: str | Sequence[str] | None) -> list[str]:
     if names is None:
-        found = _pages(
-            lambda token: client.get(f"{API}/experiments/search", max_results=PAGE, page_token=token), "experiments"
-        )
+        found = every(lambda page: client.get(f"{API}/experiments/search", max_results=PAGE, **page), "experiments")
         return [experiment["experiment_id"] for experiment in found]
     wanted = [names] if isinstance(names, str) else list(names)
     return [
         client.get(f"{API}/experiments/get-by-name", experiment_name=name)["experiment"]["experiment_id"]
         for name in wanted
     ]
-
-
-def _pages(page: Any, items: str) -> Iterator[Any]:
-    token = None
-    while True:
-        answer = page(token)
-        yield from answer.get(items, ())
-        token = answer.get("next_page_token")
-        if not token:
-            return
 
 
 def _record(run: dict[str, Any], url: str) -> RunRecord:
@@ -188,8 +177,8 @@ def _record(run: dict[str, Any], url: str) -> RunRecord:
         started_ms=info["start_time"],
         ended_ms=info.get("end_time"),
         artifact_uri=info["artifact_uri"],
-        params={entry["key"]: entry["value"] for entry in data.get("params", ())},
-        tags={entry["key"]: entry["value"] for entry in data.get("tags", ())},
+        params=pairs(data.get("params")),
+        tags=pairs(data.get("tags")),
         metrics={entry["key"]: float(entry["value"]) for entry in data.get("metrics", ())},
         url=url,
     )

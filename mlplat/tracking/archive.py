@@ -2,13 +2,15 @@
 
 A folder or an uncompressed tar with ``manifest.json`` (names, sizes and SHA-256 of all other files),
 ``experiment.json``, ``runs.parquet``, ``params.parquet``, ``tags.parquet``, ``metrics/00000.parquet`` …
-and ``artifacts/<run id>/…``. Params and tags come in the order of the runs. Rules without I/O.
+and ``artifacts/<run id>/…``; since version 2 also the datasets that runs read, logged models with
+``models/<model id>/…``, and the links between these and the runs. Params and tags come in the order of
+the runs or models. Rules without I/O.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import msgspec
 import pyarrow as pa
@@ -17,20 +19,33 @@ from mlplat.artifacts.model import safe_path
 from mlplat.errors import InvalidInput
 
 FORMAT = "mlplat-experiment"
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 EXPERIMENT = "experiment.json"
 RUNS = "runs.parquet"
 PARAMS = "params.parquet"
 TAGS = "tags.parquet"
+DATASETS = "datasets.parquet"
+INPUTS = "inputs.parquet"
+RUN_MODELS = "run_models.parquet"
+MODELS = "models.parquet"
+MODEL_PARAMS = "model_params.parquet"
+MODEL_TAGS = "model_tags.parquet"
+MODEL_METRICS = "model_metrics.parquet"
 ARTIFACTS = "artifacts/"
+MODEL_ARTIFACTS = "models/"
 MAX_MANIFEST_BYTES = 256 * 1024 * 1024
 MAX_EXPERIMENT_BYTES = 64 * 1024 * 1024
 #: A row group is in memory as a whole while it is read.
 MAX_ROW_GROUP_BYTES = 1024 * 1024 * 1024
 
+#: The tables that an archive has, by the version that brought them.
+_TABLES = {
+    1: (RUNS, PARAMS, TAGS),
+    2: (DATASETS, INPUTS, RUN_MODELS, MODELS, MODEL_PARAMS, MODEL_TAGS, MODEL_METRICS),
+}
 _METRICS = re.compile(r"metrics/\d{5,9}\.parquet\Z", re.ASCII)
-_ARTIFACT = re.compile(r"artifacts/[A-Za-z0-9_-]{1,64}/[^\0]+\Z", re.ASCII)
+_ARTIFACT = re.compile(r"(artifacts|models)/[A-Za-z0-9_-]{1,64}/[^\0]+\Z", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z", re.ASCII)
 _TEXT = pa.string()
 
@@ -47,7 +62,13 @@ RUNS_SCHEMA = pa.schema(
         pa.field("artifact_uri", _TEXT, nullable=False),
     ]
 )
-PAIRS_SCHEMA = pa.schema([pa.field(name, _TEXT, nullable=False) for name in ("run_id", "key", "value")])
+
+
+def _pairs_schema(owner: str) -> pa.Schema:
+    return pa.schema([pa.field(name, _TEXT, nullable=False) for name in (owner, "key", "value")])
+
+
+PAIRS_SCHEMA = _pairs_schema("run_id")
 POINTS_SCHEMA = pa.schema(
     [
         pa.field("run_id", _TEXT, nullable=False),
@@ -56,6 +77,44 @@ POINTS_SCHEMA = pa.schema(
         pa.field("timestamp", pa.int64(), nullable=False),
         pa.field("value", pa.float64(), nullable=False),
     ]
+)
+#: The datasets that runs read, each once. ``schema`` and ``profile`` are JSON.
+DATASETS_SCHEMA = pa.schema(
+    [
+        *(pa.field(name, _TEXT, nullable=False) for name in ("name", "digest", "source_type", "source")),
+        pa.field("schema", _TEXT),
+        pa.field("profile", _TEXT),
+    ]
+)
+#: Which run read which dataset, in the order in which that was logged.
+INPUTS_SCHEMA = pa.schema(
+    [
+        *(pa.field(name, _TEXT, nullable=False) for name in ("run_id", "name", "digest")),
+        pa.field("tags", pa.map_(_TEXT, _TEXT), nullable=False),
+    ]
+)
+#: Which run read or made which logged model; ``direction`` is ``input`` or ``output``.
+RUN_MODELS_SCHEMA = pa.schema(
+    [
+        *(pa.field(name, _TEXT, nullable=False) for name in ("run_id", "direction", "model_id")),
+        pa.field("step", pa.int64(), nullable=False),
+    ]
+)
+#: Times are ms since 1970. ``status`` is PENDING, READY or FAILED.
+MODELS_SCHEMA = pa.schema(
+    [
+        *(pa.field(name, _TEXT, nullable=False) for name in ("model_id", "name", "status")),
+        *(pa.field(name, _TEXT) for name in ("model_type", "source_run_id")),
+        *(pa.field(name, pa.int64(), nullable=False) for name in ("created_at", "updated_at")),
+        pa.field("deleted", pa.bool_(), nullable=False),
+        pa.field("artifact_uri", _TEXT, nullable=False),
+    ]
+)
+MODEL_PAIRS_SCHEMA = _pairs_schema("model_id")
+#: Points of logged models: the run that measured them, and on which dataset.
+MODEL_METRICS_SCHEMA = pa.schema(
+    [pa.field("model_id", _TEXT, nullable=False), *POINTS_SCHEMA]
+    + [pa.field(name, _TEXT) for name in ("dataset_name", "dataset_digest")]
 )
 
 
@@ -74,6 +133,7 @@ class Manifest(msgspec.Struct, frozen=True):
     runs: int
     points: int
     files: dict[str, FileEntry]
+    models: int = 0
 
     @property
     def metrics(self) -> list[str]:
@@ -83,8 +143,16 @@ class Manifest(msgspec.Struct, frozen=True):
     @property
     def artifacts(self) -> list[tuple[str, str, str]]:
         """``(file, run id, path below the run's artifacts)`` of every artifact."""
-        names = sorted(name for name in self.files if name.startswith(ARTIFACTS))
-        return [(name, *_split(name)) for name in names]
+        return self._below(ARTIFACTS)
+
+    @property
+    def model_artifacts(self) -> list[tuple[str, str, str]]:
+        """``(file, model id, path below the model's artifacts)`` of every file of a logged model."""
+        return self._below(MODEL_ARTIFACTS)
+
+    def _below(self, root: str) -> list[tuple[str, str, str]]:
+        parts = [(name, name.split("/", 2)) for name in sorted(self.files) if name.startswith(root)]
+        return [(name, owner, path) for name, (_root, owner, path) in parts]
 
 
 class ExperimentInfo(msgspec.Struct, frozen=True):
@@ -97,14 +165,14 @@ class ExperimentInfo(msgspec.Struct, frozen=True):
     tags: dict[str, str] = {}
 
 
-def _split(name: str) -> tuple[str, str]:
-    run_id, _slash, path = name.removeprefix(ARTIFACTS).partition("/")
-    return run_id, path
-
-
 def artifact_name(run_id: str, path: str) -> str:
-    """The file of an artifact."""
+    """The file of an artifact of a run."""
     return f"{ARTIFACTS}{run_id}/{path}"
+
+
+def model_artifact_name(model_id: str, path: str) -> str:
+    """The file of an artifact of a logged model."""
+    return f"{MODEL_ARTIFACTS}{model_id}/{path}"
 
 
 def parse_manifest(body: bytes) -> Manifest:
@@ -119,26 +187,25 @@ def parse_manifest(body: bytes) -> Manifest:
         raise InvalidInput(f"{MANIFEST} is not the manifest of an exported experiment: {error}") from error
     if manifest.format != FORMAT:
         raise InvalidInput(f"{MANIFEST}: the format is {manifest.format[:100]!r}, expected {FORMAT!r}")
-    if manifest.version != VERSION:
+    if not 1 <= manifest.version <= VERSION:
         raise InvalidInput(f"{MANIFEST}: version {manifest.version} is not known here; a newer mlplat wrote it")
+    tables = {name for version, names in _TABLES.items() if version <= manifest.version for name in names}
     for name, entry in manifest.files.items():
-        _check_entry(name, entry)
-    for name in (EXPERIMENT, RUNS, PARAMS, TAGS):
+        _check_entry(name, entry, tables)
+    for name in sorted({EXPERIMENT} | tables):
         if name not in manifest.files:
             raise InvalidInput(f"{MANIFEST} does not list {name}")
     return manifest
 
 
-def _check_entry(name: str, entry: FileEntry) -> None:
-    if not _is_known(name):
+def _check_entry(name: str, entry: FileEntry, tables: Collection[str]) -> None:
+    if name != EXPERIMENT and name not in tables and not _METRICS.match(name) and not _is_artifact(name):
         raise InvalidInput(f"{MANIFEST}: a file may not have the name {name[:200]!r}")
     if not _SHA256.match(entry.sha256) or entry.bytes < 0:
         raise InvalidInput(f"{MANIFEST}: size or SHA-256 of {name[:200]!r} is malformed")
 
 
-def _is_known(name: str) -> bool:
-    if name in {EXPERIMENT, RUNS, PARAMS, TAGS} or _METRICS.match(name):
-        return True
+def _is_artifact(name: str) -> bool:
     try:
         return bool(_ARTIFACT.match(name)) and safe_path(name) == name
     except InvalidInput:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from mlplat.tracking.inputs import DATASET_CONTEXT_TAG, DatasetInput
+
 JsonValue: TypeAlias = "str | int | float | bool | list[JsonValue] | dict[str, JsonValue] | None"
 
 MAX_FACTS = 20_000
@@ -86,6 +88,19 @@ def align(
 def differences(rows: Sequence[Row]) -> list[Row]:
     """The rows in which the runs differ; a run that lacks a value differs from those that have one."""
     return [row for row in rows if row.differs]
+
+
+def uses_by_name(inputs: Sequence[DatasetInput]) -> dict[str, JsonValue]:
+    """The datasets that went into a run: by name the ``digest`` and ``context`` (may be None) of each use.
+
+    In one order, whatever the order in which they were logged: it is no difference.
+    """
+    ordered = sorted(inputs, key=lambda one: (one.tags.get(DATASET_CONTEXT_TAG, ""), one.dataset.digest))
+    found: dict[str, list[JsonValue]] = {}
+    for one in ordered:
+        use: JsonValue = {"digest": one.dataset.digest, "context": one.tags.get(DATASET_CONTEXT_TAG)}
+        found.setdefault(one.dataset.name, []).append(use)
+    return dict(found)
 
 
 def flatten(document: JsonValue) -> dict[str, JsonValue]:

@@ -15,9 +15,16 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mlplat.db.tables import dataset, logged_model, run_input, run_model
-from mlplat.tracking.inputs import DATASET_CONTEXT_TAG, DatasetInput, ModelOutput, check_count, unique_inputs
+from mlplat.tracking.inputs import (
+    DATASET_CONTEXT_TAG,
+    INPUT,
+    OUTPUT,
+    DatasetInput,
+    ModelOutput,
+    check_count,
+    unique_inputs,
+)
 from mlplat.tracking.logged_models import require_models
-from mlplat.tracking.run_links import INPUT, OUTPUT
 from mlplat.tracking.runs import require_active
 
 MAX_SUMMARIES = 1_000

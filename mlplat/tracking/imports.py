@@ -8,7 +8,6 @@ import that broke off goes on where it was; one that is complete changes nothing
 from __future__ import annotations
 
 import re
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,19 +17,18 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mlplat.db.engine import is_unique_violation
-from mlplat.db.tables import experiment, experiment_tag, run, run_import
+from mlplat.db.tables import experiment, experiment_tag, logged_model, model_import, run
 from mlplat.errors import AlreadyExists, InvalidInput, NotFound
 from mlplat.keys import check_key
 from mlplat.tracking.experiments import restore_runs_of
-from mlplat.tracking.import_rows import Assigned, ImportedRun, assigned, check_run, insert_ids, put_rows, taken
+from mlplat.tracking.import_ids import MODELS, RUNS, Assigned, Kind, assign, assigned, complete, count_missing
 from mlplat.tracking.model import check_name, cut_tag
 
 MAX_IDS = 10_000
-MAX_RUNS = 1_000
 MAX_ORIGIN = 500
 #: Larger ids are not kept: they would push the counter of all later experiments up with them.
 MAX_KEPT_EXPERIMENT_ID = 2**31
-_RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 
 
 @dataclass(frozen=True)
@@ -90,91 +88,61 @@ class ImportStore:
                 f"Experiment(name={new.name}) already exists, maybe deleted; import under another name."
             ) from error
 
-    async def assign(self, experiment_id: int, source_ids: Sequence[str]) -> list[Assigned]:
-        """The ids of the source's runs here, in their order; the same again for the same runs.
+    async def assign(self, experiment_id: int, kind: Kind, source_ids: Sequence[str]) -> list[Assigned]:
+        """The ids of the source's runs or models here, in their order; the same again for the same ones.
 
         Raises:
             NotFound, InvalidInput: no import under way there, or malformed, repeated or too many ids.
         """
-        if len(source_ids) > MAX_IDS or len(set(source_ids)) != len(source_ids):
-            raise InvalidInput(f"At most {MAX_IDS} run ids, each once.")
-        for source_id in source_ids:
-            if not _RUN_ID.match(source_id):
-                raise InvalidInput(f"Invalid run id {source_id[:100]!r}: 1 to 64 letters, digits, '_' and '-'.")
+        check_ids(source_ids)
         async with self._engine.begin() as connection:
-            await _require_importing(connection, experiment_id)
-            known = await assigned(connection, experiment_id, source_ids)
-            new = [source_id for source_id in source_ids if source_id not in known]
-            if new:
-                in_use = await taken(connection, new)
-                free = [source_id for source_id in new if source_id not in in_use]
-                await insert_ids(connection, experiment_id, {source_id: source_id for source_id in free})
-                # Another import may have been faster.
-                known |= await assigned(connection, experiment_id, free)
-                rest = [source_id for source_id in new if source_id not in known]
-                await insert_ids(connection, experiment_id, {source_id: uuid.uuid4().hex for source_id in rest})
-                known |= await assigned(connection, experiment_id, rest)
-        return [known[source_id] for source_id in source_ids]
+            await require_importing(connection, experiment_id)
+            return await assign(connection, kind, experiment_id, source_ids)
 
-    async def put_runs(self, experiment_id: int, runs: Sequence[ImportedRun]) -> list[str]:
-        """Creates or updates runs under ids that ``assign`` gave out, and returns their artifact URIs.
+    async def find(self, origin: str, kind: Kind, source_ids: Sequence[str]) -> list[Assigned]:
+        """The ids that runs or models of a source were given; those that it was not asked for are left out.
 
         Raises:
-            NotFound, InvalidInput: no import under way there, an id of somebody else's, malformed parts.
+            NotFound: nothing was imported from there.
+            InvalidInput: malformed, repeated or too many ids.
         """
-        if len(runs) > MAX_RUNS:
-            raise InvalidInput(f"At most {MAX_RUNS} runs in one call.")
-        for each in runs:
-            check_run(each)
-        async with self._engine.begin() as connection:
-            location = await _require_importing(connection, experiment_id)
-            run_ids = [each.run_id for each in runs]
-            query = select(run_import.c.run_id).where(
-                run_import.c.experiment_id == experiment_id, run_import.c.run_id.in_(run_ids)
-            )
-            foreign = set(run_ids) - set((await connection.execute(query)).scalars())
-            if foreign:
-                raise InvalidInput(f"The run {min(foreign)} is not part of this import.")
-            uris = [each.artifact_uri or f"{location}/{each.run_id}/artifacts" for each in runs]
-            await put_rows(connection, experiment_id, runs, uris)
-        return uris
+        check_ids(source_ids)
+        async with self._engine.connect() as connection:
+            query = select(experiment.c.experiment_id).where(experiment.c.import_origin == origin)
+            experiment_id = (await connection.execute(query)).scalar()
+            if experiment_id is None:
+                raise NotFound(f"Nothing was imported from {origin[:MAX_ORIGIN]!r}")
+            found = await assigned(connection, kind, experiment_id, source_ids)
+        return [found[source_id] for source_id in source_ids if source_id in found]
 
-    async def complete(self, experiment_id: int, run_ids: Sequence[str]) -> None:
-        """Notes that all of these runs has arrived; an import that goes on skips them.
+    async def complete(self, experiment_id: int, kind: Kind, ids: Sequence[str]) -> None:
+        """Notes that all of these runs or models has arrived; an import that goes on skips them.
 
         Raises:
-            NotFound, InvalidInput: no import under way there, or a run that was never sent.
+            NotFound, InvalidInput: no import under way there, or one that was never sent.
         """
         async with self._engine.begin() as connection:
-            await _require_importing(connection, experiment_id)
-            result = await connection.execute(
-                update(run_import)
-                .where(
-                    run_import.c.experiment_id == experiment_id,
-                    run_import.c.run_id.in_(run_ids),
-                    exists().where(run.c.run_id == run_import.c.run_id, run.c.experiment_id == experiment_id),
-                )
-                .values(complete=True)
-            )
-            if result.rowcount != len(set(run_ids)):
-                raise InvalidInput(f"{len(set(run_ids)) - result.rowcount} of these runs were not sent yet.")
+            await require_importing(connection, experiment_id)
+            missing = await complete(connection, kind, experiment_id, ids)
+            if missing:
+                raise InvalidInput(f"{missing} of these {kind.noun}s were not sent yet.")
 
     async def finish(self, experiment_id: int) -> None:
-        """Shows the experiment and its runs.
+        """Shows the experiment with its runs and models.
 
         Raises:
             NotFound: no such import.
-            InvalidInput: some runs have not arrived.
+            InvalidInput: some of them have not arrived.
         """
         async with self._engine.begin() as connection:
             row = await _find(connection, experiment_id)
             if not row.importing:
                 return
-            await _require_importing(connection, experiment_id)
-            query = select(func.count()).where(run_import.c.experiment_id == experiment_id, ~run_import.c.complete)
-            missing = (await connection.execute(query)).scalar_one()
-            if missing:
-                raise InvalidInput(f"{missing} runs of this import have not arrived completely.")
+            await require_importing(connection, experiment_id)
+            for kind in (RUNS, MODELS):
+                missing = await count_missing(connection, kind, experiment_id)
+                if missing:
+                    raise InvalidInput(f"{missing} {kind.noun}s of this import have not arrived completely.")
             await connection.execute(
                 update(experiment)
                 .where(experiment.c.experiment_id == experiment_id)
@@ -183,6 +151,11 @@ class ImportStore:
             mine = update(run).where(run.c.experiment_id == experiment_id)
             await connection.execute(mine.values(importing=False))
             await restore_runs_of(connection, experiment_id)
+            shown = select(model_import.c.model_id).where(
+                model_import.c.experiment_id == experiment_id, ~model_import.c.deleted
+            )
+            models = update(logged_model).where(logged_model.c.model_id.in_(shown))
+            await connection.execute(models.values(deleted=False))
 
     async def _create(self, connection: AsyncConnection, new: NewExperiment) -> int:
         values = {
@@ -206,6 +179,19 @@ class ImportStore:
         return experiment_id
 
 
+def check_ids(source_ids: Sequence[str]) -> None:
+    """Checks ids that come from outside.
+
+    Raises:
+        InvalidInput: malformed, repeated or too many.
+    """
+    if len(source_ids) > MAX_IDS or len(set(source_ids)) != len(source_ids):
+        raise InvalidInput(f"At most {MAX_IDS} ids, each once.")
+    for source_id in source_ids:
+        if not _ID.match(source_id):
+            raise InvalidInput(f"Invalid id {source_id[:100]!r}: 1 to 64 letters, digits, '_' and '-'.")
+
+
 def _resumed(found: Row[tuple[object, ...]]) -> Import:
     if found.purge_started_at is not None:
         raise InvalidInput(f"The experiment {found.name!r} of this import is being purged.")
@@ -224,8 +210,12 @@ async def _find(connection: AsyncConnection, experiment_id: int) -> Row[tuple[ob
     return row
 
 
-async def _require_importing(connection: AsyncConnection, experiment_id: int) -> str:
-    """The artifact location of the import's experiment, whose row is locked from here on."""
+async def require_importing(connection: AsyncConnection, experiment_id: int) -> str:
+    """The artifact location of the import's experiment, whose row is locked from here on.
+
+    Raises:
+        NotFound, InvalidInput: no import is under way there.
+    """
     row = await _find(connection, experiment_id)
     if row.purge_started_at is not None:
         raise InvalidInput(f"The experiment {experiment_id} is being purged.")

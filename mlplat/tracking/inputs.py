@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mlplat.errors import InvalidInput
 
 #: The input tag that says what a dataset was used for, such as ``train``.
 DATASET_CONTEXT_TAG = "mlflow.data.context"
+
+#: The directions of a link between a run and a logged model.
+INPUT = "input"
+OUTPUT = "output"
 
 MAX_INPUTS = 1_000
 MAX_DATASET_NAME = 500
@@ -69,10 +73,8 @@ def unique_inputs(inputs: Sequence[DatasetInput]) -> list[DatasetInput]:
     check_count("datasets", len(inputs))
     unique: dict[tuple[str, str], DatasetInput] = {}
     for one in inputs:
-        _check_dataset(one.dataset)
-        for key, value in one.tags.items():
-            _check_text("key", key, MAX_INPUT_TAG_KEY)
-            _check_text("value", value, MAX_INPUT_TAG_VALUE, may_be_empty=True)
+        check_dataset(one.dataset)
+        check_input_tags(one.tags)
         unique.setdefault((one.dataset.name, one.dataset.digest), one)
     return list(unique.values())
 
@@ -87,13 +89,29 @@ def check_count(what: str, count: int) -> None:
         raise InvalidInput(f"A request can contain at most {MAX_INPUTS} {what}. Got {count}.")
 
 
-def _check_dataset(dataset: Dataset) -> None:
+def check_dataset(dataset: Dataset) -> None:
+    """Checks a dataset.
+
+    Raises:
+        InvalidInput: a part is missing or too long.
+    """
     _check_text("name", dataset.name, MAX_DATASET_NAME)
     _check_text("digest", dataset.digest, MAX_DATASET_DIGEST)
     _check_text("source_type", dataset.source_type, MAX_DATASET_NAME)
     _check_text("source", dataset.source, MAX_DATASET_SOURCE, may_be_empty=True)
     _check_text("schema", dataset.schema or "", MAX_DATASET_SCHEMA, may_be_empty=True)
     _check_text("profile", dataset.profile or "", MAX_DATASET_PROFILE, may_be_empty=True)
+
+
+def check_input_tags(tags: Mapping[str, str]) -> None:
+    """Checks the tags of an input.
+
+    Raises:
+        InvalidInput: a key is missing, or a key or value is too long.
+    """
+    for key, value in tags.items():
+        _check_text("key", key, MAX_INPUT_TAG_KEY)
+        _check_text("value", value, MAX_INPUT_TAG_VALUE, may_be_empty=True)
 
 
 def _check_text(name: str, value: str, limit: int, *, may_be_empty: bool = False) -> None:

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.db.engine import CONNECTION_ERRORS
 from mlplat.errors import PlatformError
+from mlplat.tracking.import_rows import ImportRows
 from mlplat.tracking.imports import ImportStore
 from mlplat.tracking.metric_outbox import MetricOutbox, MetricStorePort
 from mlplat.tracking.moves import RunMover
@@ -25,6 +26,7 @@ class Lifecycle:
     purger: Purger
     mover: RunMover
     imports: ImportStore
+    import_rows: ImportRows
     outbox: MetricOutbox
 
     @classmethod
@@ -37,6 +39,7 @@ class Lifecycle:
             Purger(engine, artifacts, metrics, outbox),
             RunMover(engine, outbox),
             ImportStore(engine, artifact_root),
+            ImportRows(engine),
             outbox,
         )
 

@@ -24,6 +24,14 @@ class LoggedModelStatus(StrEnum):
     FAILED = "FAILED"
 
 
+#: Their names in MLflow's REST API.
+WIRE_STATUS = {
+    LoggedModelStatus.PENDING: "LOGGED_MODEL_PENDING",
+    LoggedModelStatus.READY: "LOGGED_MODEL_READY",
+    LoggedModelStatus.FAILED: "LOGGED_MODEL_UPLOAD_FAILED",
+}
+
+
 @dataclass(frozen=True)
 class ModelMetric:
     """A metric point of a logged model: the run that measured it, and on which dataset. ``timestamp`` is in ms."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, FromClause, Row, delete, func, select, update
+from sqlalchemy import ColumnElement, FromClause, Row, delete, func, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -133,21 +133,34 @@ class LoggedModelStore:
         Raises:
             NotFound: no such model.
         """
-        rows = {
-            (point.model_id, point.identity): {
-                "model_id": point.model_id, "digest": point.identity, "run_id": point.run_id, "key": point.key,
-                "value": point.value, "timestamp": point.timestamp, "step": point.step,
-                "dataset_name": point.dataset_name, "dataset_digest": point.dataset_digest,
-            }
-            for point in points
-        }  # fmt: skip
-        if not rows:
+        if not points:
             return
-        # In one order, whoever comes: two requests that insert the same points could wait for one another.
-        ordered = [rows[identity] for identity in sorted(rows)]
         async with self._engine.begin() as connection:
             await require_models(connection, {point.model_id for point in points})
-            await connection.execute(upsert(logged_model_metric).values(ordered).on_conflict_do_nothing())
+            await put_points(connection, points)
+
+    async def of_experiment(self, experiment_id: int, limit: int, after: str) -> list[LoggedModel]:
+        """A page of all models of an experiment, deleted ones too, without metrics; by id, behind ``after``."""
+        column = logged_model.c
+        query = select(logged_model).where(column.experiment_id == experiment_id, column.model_id > after)
+        async with self._engine.connect() as connection:
+            rows = (await connection.execute(query.order_by(column.model_id).limit(limit))).all()
+            return await _load(connection, rows, metrics=False)
+
+    async def points_of_experiment(
+        self, experiment_id: int, limit: int, after: tuple[str, bytes] = ("", b"")
+    ) -> list[ModelMetric]:
+        """A page of the metric points of all models of an experiment, by model and ``identity``, behind ``after``."""
+        point = logged_model_metric.c
+        of_models = select(logged_model.c.model_id).where(logged_model.c.experiment_id == experiment_id)
+        query = (
+            select(logged_model_metric)
+            .where(point.model_id.in_(of_models), tuple_(point.model_id, point.digest) > after)
+            .order_by(point.model_id, point.digest)
+            .limit(limit)
+        )
+        async with self._engine.connect() as connection:
+            return [_point(row) for row in await connection.execute(query)]
 
     async def search(
         self,
@@ -175,6 +188,22 @@ async def require_models(connection: AsyncConnection, model_ids: Collection[str]
     for model_id in model_ids:
         if model_id not in known:
             raise _not_found(model_id)
+
+
+async def put_points(connection: AsyncConnection, points: Sequence[ModelMetric]) -> None:
+    """Adds metric points to models that exist, inside of a transaction."""
+    rows = {
+        (point.model_id, point.identity): {
+            "model_id": point.model_id, "digest": point.identity, "run_id": point.run_id, "key": point.key,
+            "value": point.value, "timestamp": point.timestamp, "step": point.step,
+            "dataset_name": point.dataset_name, "dataset_digest": point.dataset_digest,
+        }
+        for point in points
+    }  # fmt: skip
+    if rows:
+        # In one order, whoever comes: two requests that insert the same points could wait for one another.
+        ordered = [rows[identity] for identity in sorted(rows)]
+        await connection.execute(upsert(logged_model_metric).on_conflict_do_nothing(), ordered)
 
 
 def _not_found(model_id: str) -> NotFound:
@@ -223,7 +252,7 @@ async def _load_one(connection: AsyncConnection, model_id: str) -> LoggedModel:
     return found[0]
 
 
-async def _load(connection: AsyncConnection, rows: Sequence[Row[Any]]) -> list[LoggedModel]:
+async def _load(connection: AsyncConnection, rows: Sequence[Row[Any]], *, metrics: bool = True) -> list[LoggedModel]:
     """The models of these rows, with params, tags and metrics: three more statements, however many they are."""
     if not rows:
         return []
@@ -234,12 +263,12 @@ async def _load(connection: AsyncConnection, rows: Sequence[Row[Any]]) -> list[L
         query = select(table).where(table.c.model_id.in_(model_ids)).order_by(table.c.key)
         for entry in (await connection.execute(query)).all():
             into.setdefault(entry.model_id, {})[entry.key] = entry.value
-    metrics = await _load_metrics(connection, model_ids)
+    points = await _load_metrics(connection, model_ids) if metrics else {}
     return [
         LoggedModel(
             row.model_id, row.experiment_id, row.name, row.artifact_location, LoggedModelStatus(row.status),
             row.model_type, row.source_run_id, row.deleted, row.created_at, row.updated_at,
-            params.get(row.model_id, {}), tags.get(row.model_id, {}), tuple(metrics.get(row.model_id, ())),
+            params.get(row.model_id, {}), tags.get(row.model_id, {}), tuple(points.get(row.model_id, ())),
         )
         for row in rows
     ]  # fmt: skip
@@ -259,8 +288,11 @@ async def _load_metrics(connection: AsyncConnection, model_ids: Sequence[str]) -
     )
     found: dict[str, list[ModelMetric]] = {}
     for row in (await connection.execute(query)).all():
-        found.setdefault(row.model_id, []).append(
-            ModelMetric(row.model_id, row.run_id, row.key, row.value, row.timestamp, row.step, row.dataset_name,
-                        row.dataset_digest)
-        )  # fmt: skip
+        found.setdefault(row.model_id, []).append(_point(row))
     return found
+
+
+def _point(row: Row[Any]) -> ModelMetric:
+    return ModelMetric(
+        row.model_id, row.run_id, row.key, row.value, row.timestamp, row.step, row.dataset_name, row.dataset_digest
+    )

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mlplat.artifacts.model import served_path
 from mlplat.artifacts.store import ArtifactStore
-from mlplat.db.tables import experiment, metadata, model_version, run, run_import
+from mlplat.db.tables import experiment, logged_model, metadata, model_version, run, run_import
 from mlplat.errors import InvalidInput, Overloaded
 from mlplat.metrics import changes
 from mlplat.tracking.metric_outbox import MetricOutbox, MetricStorePort, note
@@ -213,13 +213,19 @@ class Purger:
         """False when it was restored meanwhile."""
         is_it = experiment.c.experiment_id == experiment_id
         mark = update(experiment).where(is_it, experiment.c.deleted).values(purge_started_at=func.clock_timestamp())
-        elsewhere = exists().where(func.starts_with(run.c.artifact_uri, f"{location.rstrip('/')}/"))
+        root = f"{location.rstrip('/')}/"
+        elsewhere = or_(
+            exists().where(func.starts_with(run.c.artifact_uri, root)),
+            exists().where(
+                func.starts_with(logged_model.c.artifact_location, root), logged_model.c.experiment_id != experiment_id
+            ),
+        )
         async with self._engine.begin() as connection:
             if not (await connection.execute(mark)).rowcount:
                 return False
             is_shared = bool((await connection.execute(select(elsewhere))).scalar_one())
         path = served_path(location)
-        # A folder of the experiment's own, in which no moved run keeps its artifacts.
+        # A folder of the experiment's own, in which no run or model that moved keeps its artifacts.
         if path is not None and not is_shared and path.rpartition("/")[2] == str(experiment_id):
             await asyncio.to_thread(self._artifacts.delete, path)
         async with self._engine.begin() as connection:

@@ -8,10 +8,7 @@ from sqlalchemy import ColumnElement, exists, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mlplat.db.tables import dataset, run, run_input, run_model
-from mlplat.tracking.inputs import Dataset, DatasetInput, ModelOutput, RunLinks
-
-INPUT = "input"
-OUTPUT = "output"
+from mlplat.tracking.inputs import INPUT, OUTPUT, Dataset, DatasetInput, ModelOutput, RunLinks
 
 #: A column of a query of ``run``: most runs have no links, and whoever loads them need not ask for any then.
 HAS_LINKS: ColumnElement[bool] = or_(

@@ -8,8 +8,10 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mlplat.errors import InvalidInput, NotFound, Overloaded, Unavailable
+from mlplat.tracking.logged_model import NewModel
+from mlplat.tracking.logged_models import LoggedModelStore
 from mlplat.tracking.purge import Scope
-from tests.contract.chdb import abandon, new_service
+from tests.contract.chdb import abandon, new_service, unique
 from tests.contract.lifecycle import World
 
 ALL = Scope()
@@ -232,3 +234,19 @@ async def test_artifacts_elsewhere_are_left_and_named(world: World) -> None:
     assert [(kept.kind, kept.id, kept.reason) for kept in report.kept] == [
         ("artifacts", run_id, "they live at s3://other/place")
     ]
+
+
+async def test_files_of_logged_models_that_moved_with_their_run_stay(world: World) -> None:
+    experiment, target = await world.experiment(), await world.experiment()
+    moved, models = await world.run(experiment, points=0), LoggedModelStore(world.engine)
+    model = await models.create(f"m-{unique('model')}", NewModel(experiment, source_run_id=moved))
+    path = f"{model.artifact_location.removeprefix('mlflow-artifacts:/')}/MLmodel"
+    world.artifacts.write(path, [b"flavors: {}"])
+    await world.lifecycle.mover.move([moved], target, with_children=False)
+    await world.runs.set_deleted(moved, True)
+    await world.experiments.set_deleted(experiment, True)
+    report = await world.lifecycle.purger.purge(Scope(run_ids=(moved,)))
+    assert report.runs == 1
+    report = await world.lifecycle.purger.purge(Scope(experiment_ids=(experiment,)))
+    assert report.experiments == 1
+    assert world.files() == [path]

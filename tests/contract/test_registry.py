@@ -186,6 +186,20 @@ async def test_numbers_are_never_used_again(registry: Registry, model: str) -> N
         await registry.store.get_version(model, 2)
 
 
+async def test_a_version_may_ask_for_a_later_number(registry: Registry, model: str) -> None:
+    assert await registry.version(model, version=3) == 3
+    assert await registry.version(model) == 4
+    for number in (1, 4):
+        with pytest.raises(AlreadyExists, match="a later one"):
+            await registry.version(model, version=number)
+    await registry.do(DeleteVersion(model, 4))
+    with pytest.raises(AlreadyExists):
+        await registry.version(model, version=4)
+    with pytest.raises(NotFound):
+        await registry.version("nobody", version=4)
+    assert await registry.version(model) == 5
+
+
 async def test_a_version_without_a_source_is_refused_and_takes_no_number(registry: Registry, model: str) -> None:
     with pytest.raises(InvalidInput, match="source"):
         await registry.version(model, "")

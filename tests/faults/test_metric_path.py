@@ -16,11 +16,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mlplat.metrics.model import columns_table, encode
+from mlplat.metrics.model import ARROW, columns_table, encode
 from mlplat.metrics.queries import Statement
 from mlplat.metrics.store import MetricStore
 from mlplat.sdk.client import Client, client_for
-from mlplat.sdk.metrics import ARROW
 from tests.clickhouse import RemoteStore
 from tests.faults import stage as faults
 from tests.faults.ledger import Verdict, Window, judge, new_run, read_back, writing

@@ -20,10 +20,10 @@ import httpx
 import ray
 
 from mlplat.errors import Overloaded, PlatformError, Unavailable
-from mlplat.metrics.model import Point, encode, points_table
+from mlplat.metrics.model import ARROW, Point, encode, points_table
 from mlplat.runtime import METRIC_SHARD, NAMESPACE
 from mlplat.sdk.client import Client
-from mlplat.sdk.metrics import ARROW, best_sender
+from mlplat.sdk.metrics import best_sender
 
 #: A pause after each request: with it, eight writers leave the machine some time to recover in.
 PACE_S = 0.02

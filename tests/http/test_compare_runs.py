@@ -81,6 +81,27 @@ async def test_metrics_are_compared_by_their_numbers(http: httpx.AsyncClient, ml
     assert set(_rows(different, "metrics")) == {"differs", "only0", "only1"}
 
 
+async def test_input_datasets_are_side_by_side(http: httpx.AsyncClient, mlflow: MLflow) -> None:
+    experiment = await mlflow.experiment()
+    runs = [await mlflow.run(experiment) for _ in range(3)]
+    digits = {"name": "digits", "source_type": "local", "source": "{}"}
+    tags = [{"key": "mlflow.data.context", "value": "train"}]
+    for number, run in enumerate(runs[:2]):
+        datasets = [
+            {"dataset": digits | {"digest": f"d{number}"}, "tags": tags},
+            {"dataset": digits | {"name": "same", "digest": "s"}},
+        ]
+        await mlflow.call("POST", "runs/log-inputs", run_id=run, datasets=datasets)
+    rows = _rows(await _compare(http, runs, sections=["datasets"]), "datasets")
+    assert rows == {
+        "digits": (True, [[{"digest": "d0", "context": "train"}], [{"digest": "d1", "context": "train"}], None]),
+        "same": (True, [[{"digest": "s", "context": None}]] * 2 + [None]),
+    }
+    different = await _compare(http, runs[:2], sections=["datasets"], only_differences=True)
+    assert set(_rows(different, "datasets")) == {"digits"}
+    assert (await _compare(http, runs[2:]))["datasets"] is None
+
+
 def _capture(stack: Stack, run_id: str, name: str, body: bytes) -> None:
     stack.services.artifacts.write(f"0/{run_id}/artifacts/mlplat/{name}", [body])
 

@@ -9,8 +9,7 @@ import httpx
 import pyarrow as pa
 import pytest
 
-from mlplat.http.routes.curves import ARROW
-from mlplat.metrics.model import Point
+from mlplat.metrics.model import ARROW, Point
 from tests.contract.chdb import batch
 from tests.http.conftest import MLflow, Stack, expect_error
 

@@ -108,8 +108,9 @@ async def test_the_command_moves_purges_exports_and_imports(
         await says(f"1 runs are in experiment {names[1]}", "move", run_id, "--to", names[1])
         assert await asyncio.to_thread(move_runs, [other, run_id], names[1]) == sorted([other, run_id])
         archive = str(tmp_path / "x.tar")
-        await says("2 runs, 1 points, 0 artifacts", "export", names[1], archive)
-        await says("2 runs, 1 points, 0 artifacts", "import", archive, "--name", f"{names[1]}-copy")
+        counts = "2 runs, 1 points, 0 datasets, 0 logged models, 0 artifacts"
+        await says(counts, "export", names[1], archive)
+        await says(counts, "import", archive, "--name", f"{names[1]}-copy")
         await says("was imported before; nothing changed", "import", archive, "--name", f"{names[1]}-copy")
         await mlflow.call("POST", "runs/delete", run_id=run_id)
         scope = ("purge", "--older-than", "0s", "--experiment", names[1])

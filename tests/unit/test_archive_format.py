@@ -19,9 +19,29 @@ from hypothesis import strategies as st
 from mlplat.errors import AlreadyExists, InvalidInput, NotFound
 from mlplat.sdk.archive_files import open_archive
 from mlplat.sdk.archive_writer import ArchiveWriter, writing
-from mlplat.tracking.archive import EXPERIMENT, PARAMS, RUNS, TAGS, parse_experiment, parse_manifest
+from mlplat.tracking.archive import (
+    DATASETS,
+    EXPERIMENT,
+    INPUTS,
+    MODEL_METRICS,
+    MODEL_PARAMS,
+    MODEL_TAGS,
+    MODELS,
+    PARAMS,
+    RUN_MODELS,
+    RUNS,
+    TAGS,
+    parse_experiment,
+    parse_manifest,
+)
 
 FILES = {EXPERIMENT: b"{}", RUNS: b"r", PARAMS: b"p", TAGS: b"t", "artifacts/run1/a/b.txt": b"hello" * 1000}
+
+#: What version 2 has more.
+NEWER_FILES = {
+    DATASETS: b"d", INPUTS: b"i", RUN_MODELS: b"l", MODELS: b"m", MODEL_PARAMS: b"p", MODEL_TAGS: b"t",
+    MODEL_METRICS: b"x", "models/m-1/c/d.bin": b"weights",
+}  # fmt: skip
 
 
 def _manifest(content: dict[str, bytes] = FILES, /, **changes: Any) -> dict[str, Any]:
@@ -57,19 +77,21 @@ def _member(tar: tarfile.TarFile, name: str, body: bytes = b"", **fields: Any) -
 def test_what_was_written_is_read(tmp_path: Path, kind: str) -> None:
     target = tmp_path / ("x.tar" if kind == "tar" else "x")
     long = "artifacts/run1/" + "/".join(["ä" * 40] * 6)
+    content = FILES | NEWER_FILES | {long: b"deep"}
     with writing(target) as writer:
-        for name, body in (FILES | {long: b"deep"}).items():
+        for name, body in content.items():
             writer.add_bytes(name, body)
         assert not target.exists()
         writer.finish(runs=0, points=0)
     assert [path.name for path in tmp_path.iterdir()] == [target.name]
     archive = open_archive(target)
     archive.verify()
-    assert {name: archive.open(name).read() for name in archive.manifest.files} == FILES | {long: b"deep"}
+    assert {name: archive.open(name).read() for name in archive.manifest.files} == content
     with archive.open("artifacts/run1/a/b.txt") as file:
         assert file.seek(-3, os.SEEK_END) == 4997
         assert (file.read(), file.read()) == (b"llo", b"")
     assert ("artifacts/run1/a/b.txt", "run1", "a/b.txt") in archive.manifest.artifacts
+    assert archive.manifest.model_artifacts == [("models/m-1/c/d.bin", "m-1", "c/d.bin")]
 
 
 def test_a_writer_that_fails_leaves_nothing_and_overwrites_nothing(tmp_path: Path) -> None:
@@ -108,7 +130,10 @@ def test_names_that_a_manifest_may_not_list(name: str) -> None:
     ("changes", "message"),
     [
         ({"format": "zip"}, "the format is 'zip'"),
-        ({"version": 2}, "a newer mlplat"),
+        ({"version": 3}, "a newer mlplat"),
+        ({"version": 0}, "a newer mlplat"),
+        ({"version": 2}, "does not list datasets.parquet"),
+        ({"files": _manifest()["files"] | {"models.parquet": {"sha256": "0" * 64, "bytes": 1}}}, "may not have"),
         ({"version": "1"}, "not the manifest"),
         ({"files": {}}, "does not list experiment.json"),
         ({"files": [1]}, "not the manifest"),

@@ -16,7 +16,9 @@ from mlplat.tracking.comparison import (
     differences,
     flatten,
     packages,
+    uses_by_name,
 )
+from mlplat.tracking.inputs import Dataset, DatasetInput
 
 
 def test_rows_are_by_key_and_values_in_the_order_of_the_runs() -> None:
@@ -60,6 +62,24 @@ def test_values_may_be_judged_by_a_part_of_them() -> None:
         {"m": {"value": 1, "step": 9}, "n": {"value": 2}},
     ]
     assert [(row.key, row.differs) for row in align(columns, judged)] == [("m", False), ("n", True), ("o", True)]
+
+
+def _use(name: str, digest: str, context: str | None = None) -> DatasetInput:
+    return DatasetInput(
+        Dataset(name, digest, "local", "{}"), {} if context is None else {"mlflow.data.context": context}
+    )
+
+
+def test_datasets_are_compared_by_name_digest_and_context() -> None:
+    first = uses_by_name([_use("iris", "d1", "train"), _use("iris", "d2", "eval"), _use("wine", "w")])
+    assert first == {
+        "iris": [{"digest": "d2", "context": "eval"}, {"digest": "d1", "context": "train"}],
+        "wine": [{"digest": "w", "context": None}],
+    }
+    second = uses_by_name([_use("wine", "w", "train"), _use("iris", "d2", "eval"), _use("iris", "d1", "train")])
+    rows = align([first, second, uses_by_name([])])
+    assert [row.values[2] for row in rows] == [None, None]
+    assert [row.key for row in differences(align([first, second]))] == ["wine"]
 
 
 def test_a_document_is_flattened_to_its_leaves() -> None:

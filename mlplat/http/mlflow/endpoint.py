@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -105,6 +105,11 @@ def wire_double(value: float) -> float | str:
     if math.isinf(value):
         return "Infinity" if value > 0 else "-Infinity"
     return value
+
+
+def wire_pairs(entries: Mapping[str, str]) -> list[Answer]:
+    """Params or tags as MLflow writes them."""
+    return [{"key": key, "value": value} for key, value in entries.items()]
 
 
 def page_offset(token: str | None) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from mlplat.errors import InvalidInput
-from mlplat.http.mlflow.endpoint import Answer, Endpoint, check_limit, require, token_page
+from mlplat.http.mlflow.endpoint import Answer, Endpoint, check_limit, require, token_page, wire_pairs
 from mlplat.http.services import Services
 from mlplat.tracking.model import Experiment, ViewType, parse_experiment_id, to_ms
 
@@ -90,7 +90,7 @@ def wire_experiment(experiment: Experiment) -> Answer:
         "last_update_time": to_ms(experiment.updated_at),
     }
     if experiment.tags:
-        answer["tags"] = [{"key": key, "value": value} for key, value in experiment.tags.items()]
+        answer["tags"] = wire_pairs(experiment.tags)
     return answer
 
 

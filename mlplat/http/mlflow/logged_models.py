@@ -17,11 +17,12 @@ from mlplat.http.mlflow.endpoint import (
     request_id,
     require,
     wire_double,
+    wire_pairs,
 )
 from mlplat.http.mlflow.experiments import Tag
 from mlplat.http.mlflow.listing import list_files
 from mlplat.http.services import Services
-from mlplat.tracking.logged_model import LoggedModel, LoggedModelStatus, ModelMetric, NewModel
+from mlplat.tracking.logged_model import WIRE_STATUS, LoggedModel, LoggedModelStatus, ModelMetric, NewModel
 from mlplat.tracking.logged_model_search import DatasetRef, ModelOrder, ModelQuery, search_models
 from mlplat.tracking.model import parse_experiment_id, to_ms
 
@@ -30,14 +31,9 @@ DEFAULT_PAGE = 100
 MAX_PAGE = 1_000
 #: A model's id follows from its request, so that a repeated request finds the model it made.
 MODEL_ID_SPACE = uuid.UUID("6d6c706c-6174-4d6f-8465-6c2d69642d31")
-_WIRE_STATUS = {
-    LoggedModelStatus.PENDING: "LOGGED_MODEL_PENDING",
-    LoggedModelStatus.READY: "LOGGED_MODEL_READY",
-    LoggedModelStatus.FAILED: "LOGGED_MODEL_UPLOAD_FAILED",
-}
 #: A status may be sent by its wire name, its plain name or its number.
 _STATUSES = {
-    **{name: status for status, name in _WIRE_STATUS.items()},
+    **{name: status for status, name in WIRE_STATUS.items()},
     **{status.value: status for status in LoggedModelStatus},
     **{str(number): status for number, status in enumerate(LoggedModelStatus, start=1)},
 }
@@ -120,6 +116,8 @@ class ListFiles(ById):
 
     artifact_directory_path: str = ""
     page_token: str | None = None
+    #: Not MLflow's: exports take the files of deleted models along.
+    allow_deleted: bool | str = False
 
 
 def wire_metric(metric: ModelMetric) -> Answer:
@@ -145,22 +143,18 @@ def wire_model(model: LoggedModel) -> Answer:
         "creation_timestamp_ms": to_ms(model.created_at),
         "last_updated_timestamp_ms": to_ms(model.updated_at),
         "artifact_uri": model.artifact_location,
-        "status": _WIRE_STATUS[model.status],
+        "status": WIRE_STATUS[model.status],
     }
     optional: Answer = {
         "model_type": model.model_type,
         "source_run_id": model.source_run_id,
-        "tags": _pairs(model.tags),
+        "tags": wire_pairs(model.tags),
     }
-    data: Answer = {"params": _pairs(model.params), "metrics": [wire_metric(metric) for metric in model.metrics]}
+    data: Answer = {"params": wire_pairs(model.params), "metrics": [wire_metric(metric) for metric in model.metrics]}
     return {
         "info": info | {key: value for key, value in optional.items() if value},
         "data": {key: value for key, value in data.items() if value},
     }
-
-
-def _pairs(entries: dict[str, str]) -> list[Answer]:
-    return [{"key": key, "value": value} for key, value in entries.items()]
 
 
 def _unique_params(params: Sequence[Tag]) -> dict[str, str]:
@@ -187,8 +181,12 @@ async def create(services: Services, request: Create) -> Answer:
 
 async def get(services: Services, request: Get) -> Answer:
     """GET logged-models/{model_id}"""
-    allow_deleted = str(request.allow_deleted).lower() == "true"
-    return {"model": wire_model(await services.logged_models.get(request.model_id, allow_deleted=allow_deleted))}
+    model = await services.logged_models.get(request.model_id, allow_deleted=_is_true(request.allow_deleted))
+    return {"model": wire_model(model)}
+
+
+def _is_true(value: bool | str) -> bool:
+    return str(value).lower() == "true"
 
 
 async def finalize(services: Services, request: Finalize) -> Answer:
@@ -196,7 +194,7 @@ async def finalize(services: Services, request: Finalize) -> Answer:
     sent = str(request.status)
     status = _STATUSES.get(sent)
     if status is None:
-        valid = ", ".join(_WIRE_STATUS.values())
+        valid = ", ".join(WIRE_STATUS.values())
         raise InvalidInput(f"Unknown model status: {sent[:100]!r}. Valid ones are {valid}.")
     return {"model": wire_model(await services.logged_models.finalize(request.model_id, status))}
 
@@ -255,7 +253,7 @@ async def search(services: Services, request: Search) -> Answer:
 
 async def list_directory(services: Services, request: ListFiles) -> Answer:
     """GET logged-models/{model_id}/artifacts/directories"""
-    model = await services.logged_models.get(request.model_id)
+    model = await services.logged_models.get(request.model_id, allow_deleted=_is_true(request.allow_deleted))
     return await list_files(services, model.artifact_location, request.artifact_directory_path, request.page_token)
 
 

@@ -8,7 +8,16 @@ from typing import Any
 import msgspec
 
 from mlplat.errors import InvalidInput
-from mlplat.http.mlflow.endpoint import Answer, Endpoint, check_limit, page_offset, paged, request_id, require
+from mlplat.http.mlflow.endpoint import (
+    Answer,
+    Endpoint,
+    check_limit,
+    page_offset,
+    paged,
+    request_id,
+    require,
+    wire_pairs,
+)
 from mlplat.http.mlflow.experiments import Tag
 from mlplat.http.services import Services
 from mlplat.registry.model import (
@@ -96,6 +105,8 @@ class CreateVersionRequest(Model):
     tags: list[Tag] = []
     run_link: str | None = None
     description: str = ""
+    #: Not MLflow's: imports keep the numbers of versions. It must be later than all before.
+    version: str | None = None
 
 
 class Version(Model):
@@ -134,7 +145,7 @@ def wire_version(version: ModelVersion) -> Answer:
         "user_id": version.user_id,
         "run_link": version.run_link,
         "aliases": version.aliases,
-        "tags": [{"key": key, "value": value} for key, value in version.tags.items()],
+        "tags": wire_pairs(version.tags),
     }
     return answer | {key: value for key, value in optional.items() if value}
 
@@ -150,7 +161,7 @@ def wire_model(model: RegisteredModel) -> Answer:
         "description": model.description,
         "latest_versions": [wire_version(model.latest)] if model.latest else [],
         "aliases": [{"alias": alias, "version": str(version)} for alias, version in model.aliases.items()],
-        "tags": [{"key": key, "value": value} for key, value in model.tags.items()],
+        "tags": wire_pairs(model.tags),
     }
     return answer | {key: value for key, value in optional.items() if value}
 
@@ -266,7 +277,7 @@ async def create_version(services: Services, request: CreateVersionRequest) -> A
     artifact_uri = await _resolve_source(services, source, request.run_id)
     command = CreateVersion(
         _name(request), source, artifact_uri, request.run_id, request.run_link, request.description, "",
-        {tag.key: tag.value for tag in request.tags},
+        {tag.key: tag.value for tag in request.tags}, parse_version(request.version) if request.version else None,
     )  # fmt: skip
     answer = await _execute(services, command)
     return await _version_answer(services, request.name, answer["version"])

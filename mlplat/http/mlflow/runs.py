@@ -15,6 +15,7 @@ from mlplat.http.mlflow.endpoint import (
     require,
     token_page,
     wire_double,
+    wire_pairs,
 )
 from mlplat.http.mlflow.experiments import Tag, view_type
 from mlplat.http.services import Services
@@ -100,9 +101,9 @@ def wire_run(found: FoundRun) -> Answer:
     if found.metrics:
         data["metrics"] = [point if math.isfinite(point.value) else _wire_point(point) for point in found.metrics]
     if found.run.params:
-        data["params"] = [{"key": key, "value": value} for key, value in found.run.params.items()]
+        data["params"] = wire_pairs(found.run.params)
     if found.run.tags:
-        data["tags"] = [{"key": key, "value": value} for key, value in found.run.tags.items()]
+        data["tags"] = wire_pairs(found.run.tags)
     return {"info": wire_info(found.run), "data": data} | wire_links(found.run.links)
 
 
@@ -123,7 +124,7 @@ def _wire_input(one: DatasetInput) -> Answer:
     dataset = {key: value for key, value in asdict(one.dataset).items() if value is not None}
     if not one.tags:
         return {"dataset": dataset}
-    return {"tags": [{"key": key, "value": value} for key, value in one.tags.items()], "dataset": dataset}
+    return {"tags": wire_pairs(one.tags), "dataset": dataset}
 
 
 def _wire_point(point: MetricPoint) -> Answer:

@@ -18,13 +18,12 @@ from mlplat.http.streams import in_pieces, wire_doubles
 from mlplat.keys import MAX_KEY_LENGTH
 from mlplat.metrics.curves import Curve, CurveRequest, Curves, read_curves
 from mlplat.metrics.downsample import Axis
-from mlplat.metrics.model import encode
+from mlplat.metrics.model import ARROW, encode
 
 MAX_RUNS = 100
 MAX_KEYS = 100
 MAX_BUCKETS = 10_000
 INT64 = 2**63
-ARROW = "application/vnd.apache.arrow.stream"
 
 RunId = Annotated[str, StringConstraints(min_length=1, max_length=250, pattern=r"^[^\x00]*$")]
 Key = Annotated[str, StringConstraints(min_length=1, max_length=MAX_KEY_LENGTH, pattern=r"^[^\x00]*$")]

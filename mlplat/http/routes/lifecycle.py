@@ -1,4 +1,4 @@
-"""/api/v1: purging, moving, reading points in bulk, and importing."""
+"""/api/v1: purging, moving, and reading in bulk."""
 
 from __future__ import annotations
 
@@ -6,25 +6,27 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
-from mlplat.http.bodies import decode_request
+from mlplat.errors import InvalidInput
+from mlplat.http.mlflow.endpoint import token_page, wire_double
+from mlplat.http.routes.curves import Double
 from mlplat.http.services import Services
 from mlplat.metrics import queries
-from mlplat.metrics.model import encode
+from mlplat.metrics.model import ARROW, encode
 from mlplat.metrics.reconcile import MAX_RUN_IDS
-from mlplat.tracking.import_rows import ImportedRun
-from mlplat.tracking.imports import NewExperiment
-from mlplat.tracking.model import RunStatus, from_ms, parse_experiment_id
+from mlplat.tracking.logged_model import LoggedModel, LoggedModelStatus
+from mlplat.tracking.model import parse_experiment_id, to_ms
 from mlplat.tracking.moves import MAX_RUNS as MAX_MOVED
 from mlplat.tracking.purge import Scope, parse_age
 from mlplat.tracking.purger import MAX_RUNS as MAX_PURGED
 
-ARROW = "application/vnd.apache.arrow.stream"
 MAX_POINTS = 500_000
+MAX_PAGE = 10_000
 _Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+_Page = Annotated[int, Query(ge=1, le=MAX_PAGE)]
 _RunId = Annotated[str, Field(min_length=1, max_length=250)]
 
 
@@ -87,68 +89,47 @@ class PointsRequest(BaseModel):
     after: tuple[str, str, _Int64, _Int64, float] | None = None
 
 
-class BeginImport(BaseModel):
-    """The experiment that an import creates."""
+class ModelRow(BaseModel):
+    """A logged model. Times are in ms since 1970."""
 
-    origin: str = Field(description="What is imported. The same origin again goes on with the same import.")
+    model_id: str
     name: str
-    experiment_id: str | None = Field(default=None, description="Kept when it is free.")
-    created_at: int = Field(description="ms since 1970")
+    status: LoggedModelStatus
+    model_type: str | None
+    source_run_id: str | None
+    created_at: int
     updated_at: int
-    tags: dict[str, str] = {}
+    deleted: bool
+    artifact_uri: str
+    params: dict[str, str]
+    tags: dict[str, str]
 
 
-class ImportAnswer(BaseModel):
-    """An import's experiment, hidden until the import is complete."""
+class ModelsPage(BaseModel):
+    """Logged models by id; `next_page_token` is there when there may be more."""
 
-    experiment_id: str
-    name: str
-    complete: bool
-
-
-class RunIds(BaseModel):
-    """Runs."""
-
-    run_ids: list[_RunId] = Field(max_length=10_000)
+    models: list[ModelRow] = []
+    next_page_token: str | None = None
 
 
-class AssignedId(BaseModel):
-    """The id that a run of the source has here."""
+class ModelPoint(BaseModel):
+    """A metric point of a logged model, and the run that measured it."""
 
-    source_id: str
+    model_id: str
     run_id: str
-    complete: bool
+    key: str
+    value: Double
+    timestamp: int
+    step: int
+    dataset_name: str | None
+    dataset_digest: str | None
 
 
-class WireRun(msgspec.Struct):
-    """A run of an import, under its id here. Times are in ms since 1970."""
+class ModelMetricsPage(BaseModel):
+    """Points by model; `next_page_token` is there when there may be more."""
 
-    run_id: str
-    name: str
-    status: RunStatus
-    started_at: int
-    user_id: str = ""
-    ended_at: int | None = None
-    deleted: bool = False
-    artifact_uri: str | None = None
-    params: dict[str, str] = {}
-    tags: dict[str, str] = {}
-
-
-class WireRuns(msgspec.Struct):
-    """imports/{id}/runs"""
-
-    runs: list[WireRun]
-
-
-class ArtifactUris(BaseModel):
-    """Where the runs keep their artifacts, in the order of the request."""
-
-    artifact_uris: list[str]
-
-
-class Done(BaseModel):
-    """Nothing else to say."""
+    metrics: list[ModelPoint] = []
+    next_page_token: str | None = None
 
 
 def router(services: Services) -> APIRouter:
@@ -178,47 +159,55 @@ def router(services: Services) -> APIRouter:
         table = await services.metrics.query(queries.points_of(request.run_ids, request.limit, request.after))
         return Response(encode(table, "zstd"), media_type=ARROW)
 
-    _add_imports(api, services)
+    _add_models(api, services)
     return api
 
 
-def _add_imports(api: APIRouter, services: Services) -> None:
-    imports = services.lifecycle.imports
+def _add_models(api: APIRouter, services: Services) -> None:
+    @api.get("/experiments/{experiment_id}/logged-models", response_model=ModelsPage)
+    async def models(experiment_id: str, max_results: _Page = 1_000, page_token: str = "") -> Response:
+        """A page of all logged models of an experiment, deleted ones too, without their metrics."""
+        found = (await services.experiments.get(parse_experiment_id(experiment_id))).experiment_id
+        rows = await services.logged_models.of_experiment(found, max_results, page_token)
+        token = rows[-1].model_id if len(rows) == max_results else None
+        return _page("models", [_model(row) for row in rows], token)
 
-    @api.post("/imports")
-    async def begin(request: BeginImport) -> ImportAnswer:
-        """Begins an import, or finds the one of this origin."""
-        wanted = parse_experiment_id(request.experiment_id) if request.experiment_id is not None else None
-        new = NewExperiment(
-            request.origin, request.name, wanted, from_ms(request.created_at), from_ms(request.updated_at),
-            request.tags,
-        )  # fmt: skip
-        begun = await imports.begin(new)
-        return ImportAnswer(experiment_id=str(begun.experiment_id), name=begun.name, complete=begun.complete)
+    @api.get("/experiments/{experiment_id}/logged-model-metrics", response_model=ModelMetricsPage)
+    async def model_metrics(experiment_id: str, max_results: _Page = 10_000, page_token: str = "") -> Response:
+        """A page of the metric points of all logged models of an experiment, deleted ones too."""
+        found = (await services.experiments.get(parse_experiment_id(experiment_id))).experiment_id
+        after = _point_token(page_token)
+        rows = await services.logged_models.points_of_experiment(found, max_results, after)
+        token = f"{rows[-1].model_id}:{rows[-1].identity.hex()}" if len(rows) == max_results else None
+        return _page("metrics", [asdict(row) | {"value": wire_double(row.value)} for row in rows], token)
 
-    @api.post("/imports/{experiment_id}/ids")
-    async def assign(experiment_id: str, request: RunIds) -> list[AssignedId]:
-        """The ids that runs of the source get here: their own where they are free."""
-        assigned = await imports.assign(parse_experiment_id(experiment_id), request.run_ids)
-        return [AssignedId(**asdict(each)) for each in assigned]
 
-    @api.post("/imports/{experiment_id}/runs")
-    async def put_runs(experiment_id: str, request: Request) -> ArtifactUris:
-        """Creates runs with their params and tags: `{"runs": [{run_id, name, status, started_at, …}]}`."""
-        runs = [_imported(each) for each in (await decode_request(request, WireRuns)).runs]
-        return ArtifactUris(artifact_uris=await imports.put_runs(parse_experiment_id(experiment_id), runs))
+def _page(name: str, rows: list[dict[str, Any]], token: str | None) -> Response:
+    return Response(msgspec.json.encode(token_page(name, rows, token)), media_type="application/json")
 
-    @api.post("/imports/{experiment_id}/complete")
-    async def complete(experiment_id: str, request: RunIds) -> Done:
-        """Notes that these runs have arrived with points and artifacts."""
-        await imports.complete(parse_experiment_id(experiment_id), request.run_ids)
-        return Done()
 
-    @api.post("/imports/{experiment_id}/finish")
-    async def finish(experiment_id: str) -> Done:
-        """Shows the experiment, when all its runs have arrived."""
-        await imports.finish(parse_experiment_id(experiment_id))
-        return Done()
+def _model(model: LoggedModel) -> dict[str, Any]:
+    return {
+        "model_id": model.model_id,
+        "name": model.name,
+        "status": model.status,
+        "model_type": model.model_type,
+        "source_run_id": model.source_run_id,
+        "created_at": to_ms(model.created_at),
+        "updated_at": to_ms(model.updated_at),
+        "deleted": model.deleted,
+        "artifact_uri": model.artifact_location,
+        "params": model.params,
+        "tags": model.tags,
+    }
+
+
+def _point_token(token: str) -> tuple[str, bytes]:
+    model_id, _colon, digest = token.rpartition(":")
+    try:
+        return model_id, bytes.fromhex(digest)
+    except ValueError as error:
+        raise InvalidInput(f"Invalid page token: {token[:100]!r}") from error
 
 
 async def _scope(services: Services, request: PurgeRequest) -> Scope:
@@ -227,11 +216,3 @@ async def _scope(services: Services, request: PurgeRequest) -> Scope:
         named = tuple([(await services.experiments.get_by_name(name)).experiment_id for name in request.experiments])
     runs = tuple(request.runs) if request.runs is not None else None
     return Scope(parse_age(request.older_than), runs, named)
-
-
-def _imported(run: WireRun) -> ImportedRun:
-    ended_at = from_ms(run.ended_at) if run.ended_at is not None else None
-    return ImportedRun(
-        run.run_id, run.name, run.status, run.user_id, from_ms(run.started_at), ended_at, run.deleted,
-        run.artifact_uri, run.params, run.tags,
-    )  # fmt: skip

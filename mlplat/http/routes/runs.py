@@ -19,7 +19,7 @@ from mlplat.http.routes.curves import MAX_RUNS, Double, RunId
 from mlplat.http.services import Services
 from mlplat.metrics.curves import RunOrigin
 from mlplat.tracking import comparison
-from mlplat.tracking.comparison import RunFacts, align, compare_code, differences
+from mlplat.tracking.comparison import RunFacts, align, compare_code, differences, uses_by_name
 from mlplat.tracking.metric_summaries import MetricSummary, read_summaries
 from mlplat.tracking.model import Run, to_ms
 from mlplat.tracking.run_facts import read_facts
@@ -27,7 +27,7 @@ from mlplat.tracking.run_facts import read_facts
 #: Runs whose files are read at the same time.
 READERS = 8
 
-Section = Literal["info", "params", "tags", "metrics", "environment", "code"]
+Section = Literal["info", "params", "tags", "datasets", "metrics", "environment", "code"]
 SECTIONS: tuple[Section, ...] = get_args(Section)
 
 
@@ -90,6 +90,9 @@ class CompareAnswer(BaseModel):
     info: list[ComparedRow] | None = None
     params: list[ComparedRow] | None = None
     tags: list[ComparedRow] | None = None
+    datasets: list[ComparedRow] | None = Field(
+        default=None, description="By name; a value lists the digest and context of each use: what went into the run."
+    )
     metrics: list[ComparedRow] | None = Field(default=None, description="Values are like those of a run's metrics.")
     environment: list[ComparedRow] | None = None
     code: list[ComparedCode] | None = None
@@ -101,7 +104,7 @@ def router(services: Services) -> APIRouter:
 
     @api.post("/compare", response_model=CompareAnswer)
     async def compare(request: CompareRequest) -> Response:
-        """Runs side by side: info, params, tags, last metrics, environment and code."""
+        """Runs side by side: info, params, tags, input datasets, last metrics, environment and code."""
         return _answer(await _compare(services, request))
 
     @api.get("/compare", response_model=CompareAnswer)
@@ -141,6 +144,7 @@ async def _compare(services: Services, request: CompareRequest) -> dict[str, obj
         "info": [_info(run) for run in runs],
         "params": [dict(run.params) for run in runs],
         "tags": [dict(run.tags) for run in runs],
+        "datasets": [uses_by_name(run.links.datasets) for run in runs],
     }
     answer: dict[str, object] = {"run_ids": run_ids, "base": base}
     rows = {name: align(columns) for name, columns in sections.items() if name in wanted}
