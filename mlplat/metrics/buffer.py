@@ -7,7 +7,7 @@ buffer then finds a gap and reads it from the log.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -64,6 +64,17 @@ class FlushBuffer(Generic[T]):
             return self.last_seq
         newest = max((self._last_of_run.get(run_id, 0) for run_id in run_ids), default=0)
         return max(newest, self._inherited_seq)
+
+    def pending(self, run_ids: Collection[str]) -> list[Cached[T]] | None:
+        """The groups with points of these runs that are not flushed; None when not all of them are in memory."""
+        target = self.pending_seq(run_ids)
+        if target <= self.flushed_seq:
+            return []
+        groups = self._groups
+        if not groups or groups[0].seq != self.flushed_seq + 1 or groups[-1].seq < target:
+            return None
+        wanted = frozenset(run_ids)
+        return [group for group in groups if not wanted.isdisjoint(group.run_ids)]
 
     def add(self, group: Cached[T]) -> None:
         """Takes a committed group; drops it when there is no room (the log has it)."""

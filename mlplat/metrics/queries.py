@@ -21,6 +21,9 @@ class Statement:
     sql: str
     parameters: dict[str, object] = field(default_factory=dict)
     run_ids: tuple[str, ...] | None = None
+    #: Rows ``(run_id, key, value, step, timestamp)`` with the last point of each run and key. The shard adds what is
+    #: not stored yet by itself, and nothing has to be flushed first.
+    gives_last_points: bool = False
 
 
 def latest(run_ids: Sequence[str]) -> Statement:
@@ -34,6 +37,7 @@ def latest(run_ids: Sequence[str]) -> Statement:
         """,
         {"run_ids": list(run_ids)},
         tuple(run_ids),
+        gives_last_points=True,
     )
 
 

@@ -29,6 +29,7 @@ from mlplat.metrics.queries import Statement
 from mlplat.metrics.reconcile import apply
 from mlplat.metrics.record import pack, unpack
 from mlplat.metrics.store import MetricStore
+from mlplat.metrics.summary import last_points, merge_last_points
 
 MAX_GROUP_BYTES = 8 * 1024 * 1024
 MAX_PENDING_BYTES = 64 * 1024 * 1024
@@ -88,6 +89,8 @@ class MetricService:
         self._hurry = asyncio.Event()
         # What was read from Postgres first is also applied first.
         self._reconciling = asyncio.Lock()
+        # The last points of groups that are not flushed yet, made when somebody reads them.
+        self._last_points: dict[int, pa.Table] = {}
         self._is_open = False
         self._log_bytes = 0
         self._log_measured_at = 0.0
@@ -138,8 +141,31 @@ class MetricService:
             Unavailable: the metric store is away, or the flush before the read took too long.
         """
         await self._open_store()
+        if statement.gives_last_points and statement.run_ids is not None:
+            pending = self._buffer.pending(statement.run_ids)
+            if pending is not None:
+                return encode(await self._with_pending(statement, statement.run_ids, pending))
         await self.barrier(statement.run_ids)
         return encode(await self._in(self._readers, self._store.query, statement))
+
+    async def _with_pending(
+        self, statement: Statement, run_ids: Sequence[str], pending: Sequence[Cached[pa.Table]]
+    ) -> pa.Table:
+        """Rows of a read of last points: of the store, and of groups that were pending before it was asked."""
+        stored = await self._in(self._readers, self._store.query, statement)
+        if not pending:
+            return stored
+        tables = [await self._last_points_of(group) for group in pending]
+        return await self._in(self._readers, merge_last_points, stored, tables, run_ids)
+
+    async def _last_points_of(self, group: Cached[pa.Table]) -> pa.Table:
+        known = self._last_points.get(group.seq)
+        if known is not None:
+            return known
+        points = await self._in(self._readers, lambda: last_points(concat([group.body])))
+        if group.seq > self._buffer.flushed_seq:  # else nobody asks for it again
+            self._last_points[group.seq] = points
+        return points
 
     async def reconcile(self, run_ids: Sequence[str]) -> int:
         """Makes the metric store agree with Postgres about runs that were purged or moved there.
@@ -313,6 +339,7 @@ class MetricService:
         self.counters.flushed_points += points.num_rows
         async with self._flushed:
             self._buffer.mark_flushed(seq)
+            self._last_points = {number: kept for number, kept in self._last_points.items() if number > seq}
             self._flushed.notify_all()
         if ends_slot(flushed_before, seq):
             await self._log.truncate_flushed(self._lease.current, seq)

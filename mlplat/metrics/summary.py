@@ -6,9 +6,14 @@ a materialized view, which took as long again as storing the points themselves.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
+
+from mlplat.metrics.model import SCHEMA, STORED_SCHEMA, concat
 
 #: ``number`` is 0 where ``is_nan``: for MLflow a NaN counts as 0 among points of one step and time.
 LAST = pa.struct(
@@ -59,6 +64,39 @@ def summarise(points: pa.Table) -> pa.Table:
         pa.array(largest),
     ]
     return pa.Table.from_arrays(columns, schema=SUMMARY_SCHEMA)
+
+
+def last_points(points: pa.Table) -> pa.Table:
+    """The last point of each run and key; takes a table of ``SCHEMA`` in one chunk and gives another."""
+    if not points.num_rows:
+        return points
+    nowhere = pa.array(np.zeros(points.num_rows, np.int64))
+    found = summarise(pa.Table.from_arrays([nowhere, *points.columns], schema=STORED_SCHEMA))
+    last = found.column("last").combine_chunks()
+    value = pc.if_else(pc.equal(last.field("is_nan"), 1), float("nan"), last.field("number"))
+    columns = [found.column("run_id"), found.column("key"), last.field("step"), last.field("timestamp"), value]
+    return pa.Table.from_arrays(columns, schema=SCHEMA)
+
+
+def merge_last_points(stored: pa.Table, pending: Sequence[pa.Table], run_ids: Collection[str]) -> pa.Table:
+    """Rows ``(run_id, key, value, step, timestamp)`` by run and key: the last of what is stored and what is pending.
+
+    Args:
+        stored: rows of the same columns.
+        pending: tables of ``SCHEMA``, in one chunk each, in which other runs may occur.
+    """
+    wanted = pa.array(list(run_ids), pa.string())
+    names = SCHEMA.names
+    tables = [stored.select(names).cast(SCHEMA), *(_of_runs(table, wanted) for table in pending)]
+    merged = last_points(concat([table for table in tables if table.num_rows] or [SCHEMA.empty_table()]))
+    plain = merged.set_column(0, "run_id", merged.column("run_id").cast(pa.string()))
+    plain = plain.set_column(1, "key", plain.column("key").cast(pa.string()))
+    return plain.sort_by([("run_id", "ascending"), ("key", "ascending")]).select(stored.column_names)
+
+
+def _of_runs(points: pa.Table, wanted: pa.Array) -> pa.Table:
+    runs = points.column("run_id").chunk(0)
+    return points.filter(pc.is_in(runs.dictionary, wanted).take(runs.indices))
 
 
 def _number_groups(

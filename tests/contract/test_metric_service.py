@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pyarrow as pa
@@ -316,6 +317,22 @@ async def test_a_shard_that_starts_while_the_metric_store_is_away_acknowledges(
             await service.query(stored_points(run))
     finally:
         await abandon(service)
+
+
+async def test_last_points_need_no_flush(start: Starter, run: str) -> None:
+    service = await start()
+    await service.append(batch(run, [Point("m", 1.0, 1, 1), Point("n", math.nan, 1, 1)]))
+    await service.barrier()
+    service._flusher.cancel()
+    await service.append(batch(run, [Point("m", 2.0, 1, 2), Point("new", 5.0, 1, 0)]))
+    await service.append(batch(run, [Point("m", 3.0, 1, 1)]))
+    rows = as_table(await service.query(queries.latest([run]))).to_pylist()
+    assert repr([(row["key"], row["value"], row["step"]) for row in rows]) == (
+        "[('m', 2.0, 2), ('n', nan, 1), ('new', 5.0, 0)]"
+    )
+    assert service.stats()["lag_groups"] == 2
+    with pytest.raises(Unavailable):  # what has to be flushed first is not
+        await service.barrier([run], timeout_s=0.1)
 
 
 async def test_reading_an_idle_shard_needs_no_flush(start: Starter) -> None:

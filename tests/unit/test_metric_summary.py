@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlplat.metrics import summary
 from mlplat.metrics.model import SCHEMA, Point, concat, points_table, with_experiments
-from mlplat.metrics.summary import SUMMARY_SCHEMA, summarise
+from mlplat.metrics.summary import SUMMARY_SCHEMA, last_points, merge_last_points, summarise
 
 Rows = dict[tuple[str, str], list[Point]]
 
@@ -72,3 +73,30 @@ def test_no_points_have_no_summary() -> None:
 def test_points_of_runs_that_are_gone_are_left_out() -> None:
     table = concat([points_table("here", [Point("m", 1.0, 1, 1)]), points_table("gone", [Point("m", 2.0, 1, 1)])])
     assert with_experiments(table, {"here": 7})["run_id"].to_pylist() == ["here"]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.dictionaries(pairs, st.lists(points, min_size=1, max_size=6), min_size=1),
+    st.lists(st.dictionaries(pairs, st.lists(points, min_size=1, max_size=6), min_size=1), max_size=3),
+)
+def test_what_is_pending_counts_as_if_it_were_stored(stored: Rows, groups: list[Rows]) -> None:
+    def table(rows: Rows) -> pa.Table:
+        return concat([points_table(run, [p._replace(key=key) for p in found]) for (run, key), found in rows.items()])
+
+    everything: Rows = {}
+    for rows in (stored, *groups):
+        for pair, found in rows.items():
+            everything.setdefault(pair, []).extend(found)
+    wanted = ["r", "t", "nobody"]
+    known = table({pair: found for pair, found in stored.items() if pair[0] in wanted} or {("r", "a"): []})
+    first = last_points(known).select(["run_id", "key", "value", "step", "timestamp"])
+    merged = merge_last_points(first, [last_points(table(rows)) for rows in groups], wanted)
+    assert merged.column_names == first.column_names
+    answered = [(row["run_id"], row["key"], row["step"], row["timestamp"], row["value"]) for row in merged.to_pylist()]
+    expected = sorted(
+        (run, key, step, timestamp, math.nan if is_nan else number)
+        for (run, key), (step, timestamp, number, is_nan, *_) in reference(everything).items()
+        if run in wanted
+    )
+    assert repr(answered) == repr(expected)
