@@ -93,8 +93,10 @@ class MetricStore:
         Raises:
             Unavailable: the store refused or is out of reach.
         """
-        self._call("insert_arrow", "metric_points", points)
-        self._call("insert_arrow", "metric_latest", summarise(points))
+        # Writers are waiting for the other cores meanwhile, and one thread is about as fast.
+        settings = {"max_threads": 1, "max_insert_threads": 1} if self.is_embedded else None
+        self._call("insert_arrow", "metric_points", points, settings=settings)
+        self._call("insert_arrow", "metric_latest", summarise(points), settings=settings)
 
     def query(self, statement: Statement) -> pa.Table:
         """The statement's rows.
