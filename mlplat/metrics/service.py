@@ -37,10 +37,10 @@ MAX_CACHED_BYTES = 128 * 1024 * 1024
 #: The log may grow so far while the metric store is away; then batches are refused until it shrinks.
 MAX_LOG_BYTES = 16 * 1024 * 1024 * 1024
 LOG_SIZE_INTERVAL_S = 5.0
-FLUSH_POINTS = 250_000
+FLUSH_POINTS = 500_000
 #: How long groups gather before they move on, when nobody wants to read them.
 FLUSH_INTERVAL_S = 1.0
-REPLAY_GROUPS = 16
+REPLAY_GROUPS = 12
 READERS = 3
 RETRY_S = 0.5
 
@@ -91,6 +91,8 @@ class MetricService:
         self._reconciling = asyncio.Lock()
         # The last points of groups that are not flushed yet, made when somebody reads them.
         self._last_points: dict[int, pa.Table] = {}
+        # The groups of the log behind a number, on their way.
+        self._ahead: tuple[int, asyncio.Task[list[Cached[pa.Table]]]] | None = None
         self._is_open = False
         self._log_bytes = 0
         self._log_measured_at = 0.0
@@ -315,8 +317,8 @@ class MetricService:
                 await asyncio.sleep(RETRY_S)
 
     async def _gather(self) -> None:
-        """Lets groups gather into a large insert, unless a reader waits or there is enough already."""
-        if self._buffer.points < FLUSH_POINTS:
+        """Lets groups gather into a large insert, unless a reader waits, or there is enough already, if in the log."""
+        if self._buffer.next_batch(1) and self._buffer.points < FLUSH_POINTS:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._hurry.wait(), FLUSH_INTERVAL_S)
 
@@ -329,7 +331,7 @@ class MetricService:
     async def _flush_once(self) -> None:
         batch = self._buffer.next_batch(FLUSH_POINTS)
         if not batch:
-            batch = await self._read_log()
+            batch = await self._next_of_log()
         points = await self._in(self._writer, concat, [group.body for group in batch])
         experiments = await self._log.experiments_of(names_of(points, "run_id"))
         await self._in(self._writer, self._insert, points, experiments)
@@ -347,15 +349,27 @@ class MetricService:
     def _insert(self, points: pa.Table, experiments: dict[str, int]) -> None:
         self._store.insert(with_experiments(points, experiments))
 
-    async def _read_log(self) -> list[Cached[pa.Table]]:
-        groups = await self._log.read_after(self._buffer.flushed_seq, REPLAY_GROUPS)
-        if not groups:
+    async def _next_of_log(self) -> list[Cached[pa.Table]]:
+        """What to flush next, from the log; what comes after it is read while this is inserted."""
+        seq = self._buffer.flushed_seq
+        ahead, self._ahead = self._ahead, None
+        batch = await (ahead[1] if ahead is not None and ahead[0] == seq else self._read_log(seq))
+        if not batch:
             raise Unavailable("the log has less than was committed")
-        self.counters.replayed_groups += len(groups)
-        return [
-            Cached(group.seq, group.points, 0, pa.concat_tables([decode(body) for body in unpack(group.body)]))
-            for group in groups
-        ]
+        last = batch[-1].seq
+        if last < self._buffer.last_seq:
+            self._ahead = (last, asyncio.get_running_loop().create_task(self._read_log(last)))
+        self.counters.replayed_groups += len(batch)
+        return batch
+
+    async def _read_log(self, seq: int) -> list[Cached[pa.Table]]:
+        groups = await self._log.read_after(seq, REPLAY_GROUPS)
+        return await self._in(self._readers, lambda: [_decoded(group) for group in groups])
 
     async def _in(self, pool: ThreadPoolExecutor, call: Callable[..., R], *arguments: object) -> R:
         return await asyncio.get_running_loop().run_in_executor(pool, call, *arguments)
+
+
+def _decoded(group: Group) -> Cached[pa.Table]:
+    table = pa.concat_tables([decode(body) for body in unpack(group.body)])
+    return Cached(group.seq, group.points, 0, table)
