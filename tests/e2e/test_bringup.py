@@ -7,6 +7,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -96,7 +97,8 @@ def test_data_survives_down_a_half_finished_up_and_a_sudden_death(platform: Plat
     client.log_metric(run_id, "loss", 10.0, step=10)
     victims = platform.processes()
     for process in victims:
-        process.kill()
+        with suppress(psutil.NoSuchProcess):  # children end with their parents
+            process.kill()
     psutil.wait_procs(victims, timeout=10)
     assert (platform.state_dir / "platform.json").exists()  # of a platform that is no more
     platform.mlplat("up")
