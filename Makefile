@@ -21,20 +21,18 @@ demo: .venv/installed ## Start the platform, train and register a model in a pip
 down: .venv/installed ## Stop the platform; its data stays
 	$(BIN)/mlplat down
 
-# Side by side, because most of these wait more than they compute: the checks, and four groups of tests.
+# Side by side, because most of these wait more than they compute: the checks, and three groups of tests.
 test: .venv/installed ## Run the checks and all tests, side by side (only some tests: make test ARGS=tests/unit)
 ifeq ($(ARGS),)
 	@mkdir -p build
 	@$(MAKE) --no-print-directory check > build/check.log 2>&1 & checks=$$!; \
 	$(BIN)/python -m pytest tests/unit tests/contract > build/stores.log 2>&1 & stores=$$!; \
 	$(BIN)/python -m pytest tests/http > build/http.log 2>&1 & http=$$!; \
-	$(BIN)/python -m pytest tests/faults > build/faults.log 2>&1 & faults=$$!; \
-	$(BIN)/python -m pytest tests/e2e; e2e=$$?; \
+	$(BIN)/python -m pytest tests/e2e tests/faults; platform=$$?; \
 	wait $$stores; stores=$$?; cat build/stores.log; \
 	wait $$http; http=$$?; cat build/http.log; \
-	wait $$faults; faults=$$?; cat build/faults.log; \
 	wait $$checks; checks=$$?; if [ $$checks -ne 0 ]; then cat build/check.log; fi; \
-	exit $$((e2e || stores || http || faults || checks))
+	exit $$((platform || stores || http || checks))
 else
 	$(BIN)/python -m pytest $(ARGS)
 endif
