@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-import msgspec
 import ray
 from ray.exceptions import (
     ActorDiedError,
@@ -37,9 +36,9 @@ from mlplat.pipelines.model import (
     AttemptState,
     ChildRequest,
     PipelineRun,
+    Reservation,
     State,
 )
-from mlplat.pipelines.spec import Env, Resources
 from mlplat.pipelines.store import PipelineStore
 from mlplat.runtime import NAMESPACE
 from mlplat.settings import PlatformConfig
@@ -202,14 +201,14 @@ class RayWorld:
 
     def _remote(self, request: AttemptRequest) -> Any:
         """The task with its options, which are expensive to make and the same for every attempt of a step."""
-        key = (request.pipeline, request.step, request.fresh_process, _key(request.resources), _key(request.env))
+        key = (request.pipeline, request.step, request.fresh_process, request.reservation)
         known = self._remotes.get(key)
         if known is None:
             if len(self._remotes) > 5_000:
                 self._remotes.clear()
             task = self._fresh if request.fresh_process else self._light
             known = task.options(
-                name=f"{request.pipeline}/{request.step}", max_retries=0, **_options(request.resources, request.env)
+                name=f"{request.pipeline}/{request.step}", max_retries=0, **_options(request.reservation)
             )
             self._remotes[key] = known
         return known
@@ -221,7 +220,7 @@ class RayWorld:
             ray.remote(DurableAttempt)
             .options(
                 name=NAME_PREFIX + request.label, namespace=NAMESPACE, lifetime="detached", get_if_exists=True,
-                max_restarts=0, max_concurrency=100, **_options(request.resources, request.env),
+                max_restarts=0, max_concurrency=100, **_options(request.reservation),
             )
             .remote(request, self._config, self._executor)
         )  # fmt: skip
@@ -320,22 +319,18 @@ def kill_durable(label: str) -> None:
         return
 
 
-def _options(resources: Resources, env: Env) -> dict[str, Any]:
-    runtime_env: dict[str, Any] = {"env_vars": {**WORKLOAD_ENV["env_vars"], **env.variables}}
-    if env.packages:
-        runtime_env["pip"] = list(env.packages)
+def _options(reservation: Reservation) -> dict[str, Any]:
+    runtime_env: dict[str, Any] = {"env_vars": {**WORKLOAD_ENV["env_vars"], **dict(reservation.env_vars)}}
+    if reservation.packages:
+        runtime_env["pip"] = list(reservation.packages)
     return {
-        "num_cpus": resources.cpus,
-        "num_gpus": resources.gpus,
-        "memory": None if resources.memory_mb is None else resources.memory_mb * 1024 * 1024,
-        "accelerator_type": resources.accelerator,
-        "resources": dict(resources.custom) or None,
+        "num_cpus": reservation.cpus,
+        "num_gpus": reservation.gpus,
+        "memory": None if reservation.memory_mb is None else reservation.memory_mb * 1024 * 1024,
+        "accelerator_type": reservation.accelerator,
+        "resources": dict(reservation.custom) or None,
         "runtime_env": runtime_env,
     }
-
-
-def _key(part: Resources | Env) -> bytes:
-    return msgspec.json.encode(part.model_dump(mode="json", exclude_defaults=True))
 
 
 def _outcome_of(error: RayError) -> AttemptOutcome:

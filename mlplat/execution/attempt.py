@@ -44,7 +44,7 @@ def run_attempt(request: AttemptRequest, config: PlatformConfig, tell: Tell) -> 
         error: str | None = None
         types: tuple[str, ...] = ()
         try:
-            with inside_working_dir(request.env.working_dir, artifacts):
+            with inside_working_dir(request.working_dir, artifacts):
                 output = store_output(_call(request, artifacts, context), artifacts)
             state = AttemptState.SUCCEEDED
         except PlatformError as problem:

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mlplat.pipelines.spec import Env, PipelineSpec, Resources
+if TYPE_CHECKING:  # workers know attempts and nothing of definitions, which take long to import
+    from mlplat.pipelines.spec import PipelineSpec
 
 #: The item number of a step itself, as opposed to one item of its fan-out.
 WHOLE_STEP = -1
@@ -56,6 +57,19 @@ Node = tuple[str, int]  # (step, item)
 
 
 @dataclass(frozen=True)
+class Reservation:
+    """What an attempt needs of its node; ``env_vars`` and ``packages`` are of its process."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    memory_mb: int | None = None
+    accelerator: str | None = None
+    custom: tuple[tuple[str, float], ...] = ()
+    env_vars: tuple[tuple[str, str], ...] = ()
+    packages: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class AttemptRequest:
     """One attempt of one step (or item), complete: a worker needs nothing else.
 
@@ -73,8 +87,8 @@ class AttemptRequest:
     target: str | list[str]
     arguments: Mapping[str, Any]
     max_attempts: int
-    resources: Resources
-    env: Env
+    reservation: Reservation = Reservation()
+    working_dir: str | None = None
     timeout_s: float | None = None
     durable: bool = False
     fresh_process: bool = False

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from mlplat.errors import InvalidInput
-from mlplat.pipelines.model import Attempt, AttemptRequest, ChildRequest, PipelineRun, StepRun
+from mlplat.pipelines.model import Attempt, AttemptRequest, ChildRequest, PipelineRun, Reservation, StepRun
 from mlplat.pipelines.outputs import canonical_form
 from mlplat.pipelines.spec import Env, PipelineSpec, Step
 
@@ -36,8 +36,8 @@ def attempt_request(
         target=_target(step, command),
         arguments=arguments,
         max_attempts=step.retry.max_attempts,
-        resources=step.resources,
-        env=env,
+        reservation=_reservation(step, env),
+        working_dir=env.working_dir,
         timeout_s=step.timeout_s,
         durable=step.is_durable,
         fresh_process=step.fresh_process,
@@ -82,13 +82,26 @@ def cache_key(request: AttemptRequest, version: str, code: str) -> str:
         code: digest of the code behind a name; a shipped function or notebook has its digest in the target.
     """
     parts = [request.kind, request.target, code, canonical_form(request.arguments), version]
-    env = request.env.model_dump(mode="json", exclude_defaults=True)
+    env = [request.reservation.env_vars, request.reservation.packages, request.working_dir]
     return hashlib.sha256(msgspec.json.encode([*parts, env], order="sorted")).hexdigest()
 
 
 def checkpoint_folder(run_id: str, step: str, item: int) -> str:
     """Where the attempts of a node leave their checkpoints in the artifact store."""
     return f"pipelines/{run_id}/checkpoints/{step}/{item}"
+
+
+def _reservation(step: Step, env: Env) -> Reservation:
+    resources = step.resources
+    return Reservation(
+        resources.cpus,
+        resources.gpus,
+        resources.memory_mb,
+        resources.accelerator,
+        tuple(sorted(resources.custom.items())),
+        tuple(sorted(env.variables.items())),
+        tuple(env.packages),
+    )
 
 
 def _target(step: Step, command: str | list[Any] | None) -> str | list[str]:

@@ -10,6 +10,7 @@ import msgspec
 from sqlalchemy import func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from mlplat.db.engine import HeldConnection
 from mlplat.db.group_commit import GroupCommit
 from mlplat.db.lease import Lease, LeaseKeeper
 from mlplat.db.tables import pipeline_run, pipeline_signal
@@ -18,6 +19,7 @@ from mlplat.pipelines.model import PipelineRun, SignalKind, State
 from mlplat.pipelines.store import IS_OPEN, run_of
 
 MAX_PENDING = 2_000
+COMMIT_TIMEOUT_S = 15
 
 
 @dataclass
@@ -50,6 +52,7 @@ class SubmissionStore:
     def __init__(self, engine: AsyncEngine, lease: LeaseKeeper) -> None:
         self._engine = engine
         self._autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._writer = HeldConnection(engine, COMMIT_TIMEOUT_S)
         self._lease = lease
         self._group: GroupCommit[NewRun] = GroupCommit(self._commit, max_group=200, max_pending=MAX_PENDING)
 
@@ -70,6 +73,7 @@ class SubmissionStore:
     async def close(self) -> None:
         """Commits what is queued."""
         await self._group.close()
+        await self._writer.close()
 
     async def _commit(self, group: Sequence[NewRun]) -> None:
         held = self._lease.current

@@ -10,7 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from mlplat.db.engine import CONNECTION_ERRORS
+from mlplat.db.engine import CONNECTION_ERRORS, HeldConnection
 from mlplat.db.group_commit import GroupCommit
 from mlplat.errors import Fenced, Unavailable
 from mlplat.pipelines.machine import Changes
@@ -18,6 +18,7 @@ from mlplat.pipelines.model import ChildRequest
 
 #: How long a commit is retried while Postgres is away. Attempts go on running meanwhile.
 COMMIT_PATIENCE_S = 120
+COMMIT_TIMEOUT_S = 15
 _EMPTY = msgspec.Raw(b"[]")
 
 
@@ -75,7 +76,7 @@ class TransitionWriter:
     """One writer connection of one executor. Children of a run start out with the same executor."""
 
     def __init__(self, engine: AsyncEngine, executor: str) -> None:
-        self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._connection = HeldConnection(engine, COMMIT_TIMEOUT_S)
         self._executor = executor
         self._group: GroupCommit[Transition] = GroupCommit(self._commit, max_group=200, max_pending=100_000)
 
@@ -93,6 +94,7 @@ class TransitionWriter:
     async def close(self) -> None:
         """Commits what is queued."""
         await self._group.close()
+        await self._connection.close()
 
     async def _commit(self, group: Sequence[Transition]) -> None:
         """Commits the group; if it is refused, commits its items one by one, so that each answers for itself."""
@@ -128,9 +130,7 @@ class TransitionWriter:
 
     async def _execute(self, group: Sequence[Transition]) -> set[tuple[str, int]]:
         values = {"items": msgspec.json.encode([item.row for item in group]).decode(), "executor": self._executor}
-        async with self._engine.connect() as connection:
-            rows = await connection.execute(_WRITE, values)
-            return {(row.run_id, row.epoch) for row in rows}
+        return {(row.run_id, row.epoch) for row in await self._connection.execute(_WRITE, values)}
 
 
 def _json(value: object) -> msgspec.Raw:
