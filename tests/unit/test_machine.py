@@ -1,0 +1,644 @@
+"""What the state machine of a run does, by example."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from mlplat.pipelines.machine import MAX_LOST
+from mlplat.pipelines.model import (
+    WHOLE_STEP,
+    AttemptOutcome,
+    AttemptRequest,
+    AttemptState,
+    ChildRequest,
+    Reservation,
+    SignalKind,
+    State,
+    StepRun,
+)
+from tests.unit.playing import NOW, RUN, Play, Seen, spec_of, stored
+
+S, F, L, C = AttemptState.SUCCEEDED, AttemptState.FAILED, AttemptState.LOST, AttemptState.CANCELLED
+
+
+def begun(steps: dict[str, Any], finally_: dict[str, Any] | None = None, **fields: Any) -> Play:
+    play = Play(spec_of(steps, finally_, **fields))
+    play.begin()
+    return play
+
+
+def labels(seen: Seen) -> list[str]:
+    """``step``, ``step[item]``, each with ``#attempt`` from the second on."""
+    return [
+        step + ("" if item == WHOLE_STEP else f"[{item}]") + ("" if attempt == 1 else f"#{attempt}")
+        for step, item, attempt in seen.start
+    ]
+
+
+# -- needs -----------------------------------------------------------------------------------------
+
+
+def test_steps_without_needs_start_together_in_the_order_of_the_definition() -> None:
+    play = Play(spec_of({"b": {}, "a": {}}))
+    assert labels(play.begin()) == ["b", "a"]
+    assert (play.run.state, play.run.started_at) == (State.RUNNING, NOW)
+    assert (play.row("a").state, play.row("a").queued_at, play.row("a").started_at) == (State.QUEUED, NOW, None)
+
+
+def test_a_step_waits_until_all_its_needs_succeeded() -> None:
+    play = begun({"c": {"needs": ["a", "b"]}, "a": {}, "b": {}})
+    assert labels(play.ends("a")) == []
+    assert labels(play.ends("b")) == ["c"]
+
+
+def test_what_an_expression_reads_is_a_need() -> None:
+    play = Play(spec_of({"b": {"with": {"x": "${{ steps.a.output.n }}"}}, "a": {}}))
+    assert labels(play.begin()) == ["a"]
+    assert labels(play.ends("a", output=stored({"n": 7}))) == ["b"]
+    assert play.requests["b", -1, 1].arguments == {"x": 7}
+
+
+def test_the_run_succeeds_when_every_step_did() -> None:
+    play = begun({"a": {}, "b": {}})
+    play.ends("a")
+    assert play.run.state is State.RUNNING
+    assert play.tick(5).start == []
+    play.ends("b")
+    assert (play.run.state, play.run.error, play.run.finished_at) == (State.SUCCEEDED, None, NOW + timedelta(seconds=5))
+
+
+def test_a_failure_skips_what_needs_the_step_and_the_others_go_on() -> None:
+    play = begun({"a": {}, "b": {"needs": ["a"]}, "c": {"needs": ["b"]}, "d": {}, "e": {"needs": ["d"]}})
+    assert labels(play.ends("a", F, error="ValueError: no\n\nTraceback")) == []
+    assert (play.row("b").state, play.row("b").error) == (State.SKIPPED, "a did not succeed")
+    assert (play.row("c").state, play.row("c").error) == (State.SKIPPED, "b did not succeed")
+    assert labels(play.ends("d")) == ["e"]
+    assert play.run.state is State.RUNNING
+    play.ends("e")
+    assert (play.run.state, play.run.error) == (State.FAILED, "step 'a' failed: ValueError: no")
+
+
+def test_a_step_with_several_needs_is_skipped_at_the_first_that_fails() -> None:
+    play = begun({"a": {}, "b": {}, "c": {"needs": ["a", "b"]}})
+    play.ends("b", F)
+    assert (play.row("c").state, play.row("c").error) == (State.SKIPPED, "b did not succeed")
+    play.ends("a", F)
+    assert play.run.error == "step 'a' failed: FAILED a"  # the first of the definition
+
+
+def test_a_failed_step_without_an_error_still_ends_the_run() -> None:
+    play = begun({"a": {}})
+    play.ends("a", F, error=None)
+    assert play.run.error == "step 'a' failed: failed"
+
+
+# -- conditions ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [False, None, 0, "", [], {}])
+def test_what_a_condition_skips_holds_nobody_up(value: Any) -> None:
+    play = begun({"a": {}, "b": {"when": "${{ steps.a.output }}"}, "c": {"needs": ["b"]}})
+    assert labels(play.ends("a", output=stored(value))) == ["c"]
+    assert (play.row("b").state, play.row("b").error, play.row("b").attempt) == (State.SKIPPED, None, 0)
+    play.ends("c")
+    assert play.run.state is State.SUCCEEDED
+
+
+@pytest.mark.parametrize("value", [True, 1, "no", [0], {"a": None}])
+def test_a_condition_that_is_met_lets_the_step_start(value: Any) -> None:
+    play = begun({"a": {}, "b": {"when": "${{ steps.a.output }}"}})
+    assert labels(play.ends("a", output=stored(value))) == ["b"]
+
+
+def test_a_condition_may_ask_how_a_step_ended() -> None:
+    play = begun({
+        "a": {"when": "${{ `false` }}"}, "b": {"when": "${{ steps.a.state == 'SKIPPED' }}"},
+        "c": {"when": "${{ steps.a.state == 'SUCCEEDED' }}"},
+    })  # fmt: skip
+    assert [play.ledger.state(name) for name in "abc"] == [State.SKIPPED, State.QUEUED, State.SKIPPED]
+
+
+def test_a_skip_by_failure_passes_on_and_a_skip_by_condition_does_not() -> None:
+    play = begun({
+        "bad": {}, "off": {"when": "${{ `false` }}"},
+        "both": {"needs": ["bad", "off"]}, "after_both": {"needs": ["both"]}, "after_off": {"needs": ["off"]},
+    })  # fmt: skip
+    play.ends("bad", F)
+    skipped = {name: play.ledger.state(name) is State.SKIPPED for name in play.spec.steps}
+    assert skipped == {"bad": False, "off": True, "both": True, "after_both": True, "after_off": False}
+
+
+def test_a_condition_is_asked_once_and_not_at_a_retry() -> None:
+    play = begun({"a": {"when": "${{ `true` }}", "attempts": 2}})
+    assert labels(play.ends("a", F)) == ["a#2"]
+
+
+def test_a_condition_that_cannot_be_evaluated_fails_the_step() -> None:
+    play = begun({"a": {}, "b": {"when": "${{ length(steps.a.output) > `1` }}"}})
+    play.ends("a")
+    assert play.row("b").state is State.FAILED
+    assert "length(steps.a.output)" in (play.row("b").error or "")
+
+
+# -- fan-outs --------------------------------------------------------------------------------------
+
+
+def test_items_start_together_in_order_and_the_output_is_their_list() -> None:
+    play = Play(
+        spec_of(
+            {"f": {"foreach": ["c", "a"], "with": {"x": "${{ item }}"}}, "g": {"with": {"x": "${{ steps.f.output }}"}}}
+        )
+    )
+    assert labels(play.begin()) == ["f[0]", "f[1]"]
+    assert [play.requests["f", item, 1].arguments for item in (0, 1)] == [{"x": "c"}, {"x": "a"}]
+    assert (play.row("f").state, play.row("f").items) == (State.RUNNING, 2)
+    play.ends("f", item=1, output=stored("second"))
+    assert labels(play.ends("f", item=0, output=stored("first"))) == ["g"]
+    assert play.requests["g", -1, 1].arguments == {"x": ["first", "second"]}
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 9])
+def test_no_more_items_run_at_once_than_may(width: int) -> None:
+    play = Play(spec_of({"f": {"foreach": list(range(5)), "max_parallel": width}}))
+    started = labels(play.begin())
+    assert started == [f"f[{item}]" for item in range(min(width, 5))]
+    for item in range(5):
+        started += labels(play.ends("f", item=item))
+    assert started == [f"f[{item}]" for item in range(5)]
+    assert play.run.state is State.SUCCEEDED
+
+
+def test_an_item_that_waits_for_a_retry_leaves_its_place_to_another() -> None:
+    retry = {"max_attempts": 2, "initial_s": 10, "jitter": 0}
+    play = begun({"f": {"foreach": [0, 1, 2], "max_parallel": 1, "retry": retry}})
+    assert labels(play.ends("f", F, 0)) == ["f[1]"]
+    assert labels(play.tick(10)) == []  # due, but there is no room
+    assert labels(play.ends("f", item=1)) == ["f[0]#2"]  # before those that have not begun
+    assert labels(play.ends("f", item=0)) == ["f[2]"]
+
+
+def test_an_empty_fan_out_succeeds_at_once_with_an_empty_list() -> None:
+    play = Play(spec_of({"f": {"foreach": []}, "g": {"with": {"x": "${{ steps.f.output }}"}}}))
+    assert labels(play.begin()) == ["g"]
+    assert (play.row("f").state, play.row("f").items) == (State.SUCCEEDED, 0)
+    assert play.requests["g", -1, 1].arguments == {"x": []}
+
+
+def test_after_an_item_has_failed_the_others_need_not_start() -> None:
+    play = begun({"f": {"foreach": [0, 1, 2, 3], "max_parallel": 2}, "g": {"needs": ["f"]}})
+    assert labels(play.ends("f", F, 1)) == []
+    assert play.states("f") == [State.QUEUED, State.FAILED, State.SKIPPED, State.SKIPPED]
+    assert play.row("f", 2).error == "f[1] failed"
+    assert play.row("f").state is State.RUNNING
+    play.ends("f", item=0)
+    assert (play.row("f").state, play.row("f").error) == (State.FAILED, "item 1: FAILED f")
+    assert play.row("g").state is State.SKIPPED
+
+
+def test_an_item_that_fails_after_another_has_failed_is_not_tried_again() -> None:
+    play = begun({"f": {"foreach": [0, 1], "attempts": 2}})
+    assert labels(play.ends("f", F, 0)) == ["f[0]#2"]
+    play.ends("f", F, 0)
+    assert labels(play.ends("f", F, 1)) == []
+    assert (play.row("f", 1).failures, play.row("f").state) == (1, State.FAILED)
+
+
+def test_an_item_that_waits_for_its_retry_is_skipped_once_another_failed() -> None:
+    play = begun({"f": {"foreach": [0, 1], "retry": {"max_attempts": 2, "initial_s": 60}}})
+    play.ends("f", F, 0)
+    play.ends("f", F, 1)
+    play.tick(60)
+    play.ends("f", F, 1)
+    play.ends("f", F, 0)
+    assert play.states("f") == [State.FAILED, State.FAILED]
+    assert play.row("f", 0).failures == 2
+
+
+@pytest.mark.parametrize(("value", "name"), [({"a": 1}, "dict"), ("abc", "str"), (None, "NoneType"), (True, "bool")])
+def test_a_foreach_that_gives_no_list_fails_the_step(value: Any, name: str) -> None:
+    play = begun({"a": {}, "f": {"foreach": "${{ steps.a.output }}"}, "g": {"needs": ["f"]}})
+    play.ends("a", output=stored(value))
+    assert (play.row("f").state, play.row("f").error) == (State.FAILED, f"foreach must give a list, not {name}")
+    assert play.row("g").state is State.SKIPPED
+
+
+def test_a_foreach_has_a_bound() -> None:
+    play = begun({"a": {}, "f": {"foreach": "${{ steps.a.output }}"}})
+    play.ends("a", output=stored([0] * 10_001))
+    assert play.row("f").error == "foreach gave 10001 items, at most 10000 are allowed"
+
+
+# -- attempts --------------------------------------------------------------------------------------
+
+
+def test_a_failure_is_tried_again_after_its_wait() -> None:
+    play = begun({"a": {"retry": {"max_attempts": 3, "initial_s": 4, "factor": 3, "jitter": 0, "cap_s": 10}}})
+    seen = play.ends("a", F, error="first")
+    assert (seen.start, seen.wake_at) == ([], NOW + timedelta(seconds=4))
+    row = play.row("a")
+    assert (row.state, row.failures, row.retry_at, row.error) == (State.PENDING, 1, seen.wake_at, "first")
+    assert play.tick(3.9).start == []
+    assert labels(play.tick(0.1)) == ["a#2"]
+    assert play.ends("a", F).wake_at == play.now + timedelta(seconds=10)  # capped
+    play.tick(10)
+    play.ends("a")
+    assert (play.row("a").state, play.row("a").failures, play.row("a").error) == (State.SUCCEEDED, 2, None)
+    assert [entry.state for entry in play.ledger.of(("a", -1))] == [F, F, S]
+    assert play.run.state is State.SUCCEEDED
+
+
+def test_the_random_part_of_a_wait_is_the_same_for_every_owner() -> None:
+    waits = []
+    for _owner in range(2):
+        play = begun({"a": {"retry": {"max_attempts": 2, "initial_s": 100, "jitter": 0.5, "cap_s": 100}}})
+        wake_at = play.ends("a", F).wake_at
+        assert wake_at is not None
+        waits.append((wake_at - NOW).total_seconds())
+    assert waits[0] == waits[1]
+    assert 50 <= waits[0] < 100
+
+
+@pytest.mark.parametrize(
+    ("policy", "types", "again"),
+    [
+        ({"on": ["OSError"]}, ["builtins.ConnectionError", "builtins.OSError", "builtins.Exception"], True),
+        ({"on": ["builtins.OSError"]}, ["builtins.ConnectionError", "builtins.OSError"], True),
+        ({"on": ["OSError"]}, ["builtins.ValueError", "builtins.Exception"], False),
+        ({"on": ["OSError"]}, [], False),
+        ({}, [], True),
+        ({"never_on": ["ValueError"]}, ["builtins.ValueError"], False),
+        ({"never_on": ["ValueError"]}, ["builtins.KeyError"], True),
+        ({"on": ["Exception"], "never_on": ["ValueError"]}, ["builtins.ValueError", "builtins.Exception"], False),
+        ({"on": ["mine.OSError"]}, ["builtins.OSError"], False),
+    ],
+)
+def test_only_some_exceptions_are_worth_another_attempt(policy: dict[str, Any], types: list[str], again: bool) -> None:
+    play = begun({"a": {"retry": {"max_attempts": 2, "initial_s": 0} | policy}})
+    assert labels(play.ends("a", F, error_types=tuple(types))) == (["a#2"] if again else [])
+    assert play.run.state is (State.RUNNING if again else State.FAILED)
+
+
+def test_a_lost_attempt_is_replaced_at_once_and_does_not_count() -> None:
+    play = begun({"a": {"retry": {"max_attempts": 1, "initial_s": 60}}})
+    assert labels(play.ends("a", L)) == ["a#2"]
+    assert (play.row("a").failures, play.row("a").attempt) == (0, 2)
+
+
+def test_losing_attempts_without_end_counts_in_the_end() -> None:
+    play = begun({"a": {}})
+    for number in range(2, MAX_LOST + 2):
+        assert labels(play.ends("a", L)) == [f"a#{number}"]
+    assert labels(play.ends("a", L)) == []
+    assert (play.row("a").state, play.row("a").failures) == (State.FAILED, 1)
+
+
+def test_what_ends_late_changes_nothing() -> None:
+    play = begun({"a": {"attempts": 2}})
+    play.ends("a", F)
+    for outcome in (AttemptOutcome(S, stored(9)), AttemptOutcome(F, error="again"), AttemptOutcome(L)):
+        assert not play.machine.attempt_ended(("a", -1), 1, outcome, play.now)
+        assert not play.machine.attempt_ended(("a", -1), 3, outcome, play.now)
+        assert not play.machine.attempt_ended(("nobody", -1), 1, outcome, play.now)
+    play.machine.attempt_started(("a", -1), 1, play.now, "node")
+    play.machine.attempt_progressed(("a", -1), 1, {"done": 1.0, "text": ""})
+    assert play.machine.take_changes() is None
+    play.ends("a")
+    assert not play.end("a")
+    assert play.run.state is State.SUCCEEDED
+
+
+def test_a_start_and_progress_are_kept() -> None:
+    play = begun({"a": {}})
+    later = NOW + timedelta(seconds=7)
+    for _repeat in range(2):
+        play.machine.attempt_started(("a", -1), 1, later, "node-1")
+    play.machine.attempt_progressed(("a", -1), 1, {"done": 0.5, "text": "half"})
+    play.tick(9)
+    [entry] = play.ledger.of(("a", -1))
+    assert (entry.state, entry.started_at, entry.node) == (AttemptState.RUNNING, later, "node-1")
+    assert entry.progress == {"done": 0.5, "text": "half"}
+    assert (play.row("a").state, play.row("a").started_at) == (State.RUNNING, later)
+
+
+def test_an_outcome_brings_what_nobody_had_told() -> None:
+    play = begun({"a": {}})
+    play.ends("a", F, started_at=NOW + timedelta(seconds=1), node="n")
+    [entry] = play.ledger.of(("a", -1))
+    assert (entry.started_at, entry.node, entry.queued_at) == (NOW + timedelta(seconds=1), "n", NOW)
+    assert play.row("a").started_at == NOW + timedelta(seconds=1)
+
+
+def test_a_request_carries_everything_that_a_worker_needs() -> None:
+    step = {
+        "with": {"x": "${{ params.n }}"}, "attempts": 3, "timeout_s": 9, "durable": True, "fresh_process": True,
+        "resources": {"cpus": 2.5, "gpus": 1, "memory_mb": 64, "accelerator": "A100", "custom": {"disk": 1.0}},
+        "env": {"packages": ["a"], "variables": {"B": "b"}, "working_dir": "w"}, "checkpoint": {"keep": 7},
+    }  # fmt: skip
+    play = Play(spec_of({"a": step}), {"n": 4}, submitted_by="ann", resumed_from="run0")
+    play.begin()
+    assert play.requests["a", -1, 1] == AttemptRequest(
+        "p", RUN, "a", -1, 1, "uses", "m:f", {"x": 4}, 3,
+        Reservation(2.5, 1.0, 64, "A100", (("disk", 1.0),), (("B", "b"),), ("a",)), "w", 9.0, True, True, 7,
+        ("pipelines/run1/checkpoints/a/-1", "pipelines/run0/checkpoints/a/-1"), "ann",
+    )  # fmt: skip
+    assert play.requests["a", -1, 1].label == "run1/a/-1/1"
+
+
+# -- approvals -------------------------------------------------------------------------------------
+
+
+def test_an_approval_waits_and_lets_the_run_go_on() -> None:
+    play = begun({"ask": {"approval": {}}, "go": {"with": {"x": "${{ steps.ask.output }}"}}})
+    assert (play.row("ask").state, play.row("ask").attempt, play.ledger.attempts) == (State.QUEUED, 0, {})
+    assert play.tick(100_000).start == []
+    assert labels(play.tell(SignalKind.APPROVE, "ask", comment="fine")) == ["go"]
+    assert play.requests["go", -1, 1].arguments == {"x": {"approved": True, "by": "ann", "comment": "fine"}}
+
+
+def test_a_rejection_fails_the_step() -> None:
+    play = begun({"ask": {"approval": {}}, "go": {"needs": ["ask"]}})
+    play.tell(SignalKind.REJECT, "ask", comment="not now")
+    assert (play.row("ask").state, play.row("ask").error) == (State.FAILED, "rejected by ann: not now")
+    assert (play.row("go").state, play.run.state) == (State.SKIPPED, State.FAILED)
+
+
+def test_a_decision_that_comes_too_early_or_too_late_or_twice_is_ignored() -> None:
+    play = begun({"a": {}, "ask": {"approval": {}, "needs": ["a"]}})
+    play.tell(SignalKind.REJECT, "ask")  # nobody asks yet
+    play.tell(SignalKind.APPROVE, "a")  # no approval
+    play.tell(SignalKind.APPROVE, "nobody")
+    play.ends("a")
+    assert play.row("ask").state is State.QUEUED
+    signal = play.ledger.signals[0]
+    play.machine.signal(signal, play.now)  # heard already
+    assert play.tick().start == []
+    play.tell(SignalKind.APPROVE, "ask")
+    assert play.run.state is State.SUCCEEDED
+    play.machine.signal(signal, play.now)
+    assert play.machine.take_changes() is None
+
+
+def test_a_new_owner_goes_on_waiting_and_hears_what_was_said() -> None:
+    play = begun({"ask": {"approval": {}}, "go": {"needs": ["ask"]}})
+    play.take_over()
+    assert play.row("ask").state is State.QUEUED
+    assert labels(play.tell(SignalKind.APPROVE, "ask")) == ["go"]
+    play.take_over(survivors=True)
+    assert play.row("ask").state is State.SUCCEEDED
+
+
+# -- finally ---------------------------------------------------------------------------------------
+
+CLEAN = {"clean": {"with": {"how": "${{ run.state }}"}}, "tell": {"needs": ["clean"]}}
+
+
+@pytest.mark.parametrize(("state", "how"), [(S, "SUCCEEDED"), (F, "FAILED")])
+def test_finally_steps_run_once_the_others_are_over_and_know_how(state: AttemptState, how: str) -> None:
+    play = begun({"a": {}, "b": {"needs": ["a"]}, "c": {}}, CLEAN)
+    assert labels(play.ends("c")) == []
+    seen = play.ends("a", state)
+    if state is S:
+        seen = play.ends("b")
+    assert labels(seen) == ["clean"]
+    assert play.requests["clean", -1, 1].arguments == {"how": how}
+    assert play.run.state is State.RUNNING
+    assert labels(play.ends("clean")) == ["tell"]
+    play.ends("tell")
+    assert play.run.state is State(how)
+
+
+def test_a_finally_step_that_fails_fails_a_run_that_had_succeeded() -> None:
+    play = begun({"a": {}}, CLEAN)
+    play.ends("a")
+    play.ends("clean", F)
+    assert play.row("tell").state is State.SKIPPED
+    assert (play.run.state, play.run.error) == (State.FAILED, "finally step 'clean' failed: FAILED clean")
+
+
+def test_a_finally_step_that_fails_does_not_hide_the_first_failure() -> None:
+    play = begun({"a": {}}, CLEAN)
+    play.ends("a", F)
+    play.ends("clean", F)
+    assert play.run.error == "step 'a' failed: FAILED a"
+
+
+def test_finally_steps_run_after_a_cancellation_and_cannot_be_cancelled() -> None:
+    play = begun(
+        {"a": {}}, {"clean": {"with": {"how": "${{ run.state }}", "a": "${{ steps.a.state }}"}, "attempts": 2}}
+    )
+    assert play.tell(SignalKind.CANCEL).stop == [("a", -1)]
+    assert labels(play.ends("a", C)) == ["clean"]
+    assert play.requests["clean", -1, 1].arguments == {"how": "CANCELLED", "a": "CANCELLED"}
+    assert play.tell(SignalKind.CANCEL, by="bob") == Seen([], [], None)
+    assert labels(play.ends("clean", F)) == ["clean#2"]
+    play.ends("clean")
+    assert (play.run.state, play.run.error) == (State.CANCELLED, "cancelled by ann")
+
+
+def test_finally_steps_run_after_a_timeout() -> None:
+    play = Play(spec_of({"a": {}}, CLEAN, timeout_s=60))
+    assert play.begin().wake_at == NOW + timedelta(seconds=60)
+    assert play.tick(59).stop == []
+    assert play.tick(1) == Seen([], [("a", -1)], None)
+    play.ends("a", C)
+    assert play.requests["clean", -1, 1].arguments == {"how": "FAILED"}
+    play.tick(1_000)  # the timeout is none of theirs
+    play.ends("clean")
+    play.ends("tell")
+    assert (play.run.state, play.run.error) == (State.FAILED, "timed out after 60 s")
+
+
+def test_finally_steps_run_when_nothing_else_did() -> None:
+    play = begun({"a": {"when": "${{ `false` }}"}}, {"clean": {}})
+    assert play.ledger.state("clean") is State.QUEUED
+
+
+def test_a_fan_out_may_be_a_finally_step() -> None:
+    play = begun({"a": {}}, {"clean": {"foreach": "${{ steps.a.output }}", "max_parallel": 1}})
+    assert labels(play.ends("a", output=stored([1, 2]))) == ["clean[0]"]
+    assert labels(play.ends("clean", item=0)) == ["clean[1]"]
+    play.ends("clean", item=1)
+    assert play.run.state is State.SUCCEEDED
+
+
+# -- stopping --------------------------------------------------------------------------------------
+
+
+def test_a_run_is_cancelled_in_the_middle() -> None:
+    play = begun({
+        "done": {}, "active": {}, "ask": {"approval": {}}, "waits": {"retry": {"max_attempts": 2, "initial_s": 60}},
+        "f": {"foreach": [0, 1, 2], "max_parallel": 1}, "later": {"needs": ["active"]},
+    })  # fmt: skip
+    play.ends("done")
+    play.ends("waits", F)
+    seen = play.tell(SignalKind.CANCEL, comment="enough")
+    assert (sorted(seen.stop), seen.start, seen.wake_at) == ([("active", -1), ("f", 0)], [], None)
+    states = {name: str(play.ledger.state(name)) for name in play.spec.steps}
+    assert states == {
+        "done": "SUCCEEDED", "active": "QUEUED", "ask": "CANCELLED", "waits": "CANCELLED", "f": "RUNNING",
+        "later": "CANCELLED",
+    }  # fmt: skip
+    assert play.states("f") == [State.QUEUED, State.CANCELLED, State.CANCELLED]
+    assert (play.run.state, play.run.stopping) == (State.RUNNING, State.CANCELLED)
+    assert labels(play.tick(100)) == []
+    play.ends("active", F)  # it was stopped, whatever it says
+    play.ends("f", L, 0)
+    assert [play.ledger.state(name) for name in ("active", "f")] == [State.CANCELLED, State.CANCELLED]
+    assert play.ledger.of(("active", -1))[0].state is C
+    assert (play.run.state, play.run.error) == (State.CANCELLED, "cancelled by ann: enough")
+
+
+def test_what_succeeds_while_it_is_stopped_has_succeeded() -> None:
+    play = begun({"a": {}, "b": {"needs": ["a"]}})
+    play.tell(SignalKind.CANCEL)
+    play.ends("a")
+    assert (play.row("a").state, play.row("b").state) == (State.SUCCEEDED, State.CANCELLED)
+    assert play.run.state is State.CANCELLED
+
+
+def test_a_run_that_has_not_begun_is_cancelled() -> None:
+    play = Play(spec_of({"a": {}, "b": {"needs": ["a"]}}))
+    play.machine.begin(NOW)
+    assert play.tell(SignalKind.CANCEL) == Seen([], [], None)
+    assert (play.run.state, play.ledger.attempts) == (State.CANCELLED, {})
+
+
+def test_the_first_reason_to_stop_is_the_one() -> None:
+    play = begun({"a": {}}, timeout_s=60)
+    play.tell(SignalKind.CANCEL)
+    assert play.tick(100).stop == []
+    play.ends("a", C)
+    assert play.run.state is State.CANCELLED
+
+
+def test_a_run_that_is_over_in_time_does_not_time_out() -> None:
+    play = begun({"a": {}}, timeout_s=60)
+    play.now += timedelta(seconds=61)
+    play.ends("a")
+    assert play.run.state is State.SUCCEEDED
+
+
+# -- outputs, reuse, caches, sub-pipelines ---------------------------------------------------------
+
+
+def test_a_run_gives_its_outputs() -> None:
+    blob = {"kind": "blob", "digest": "d", "type": "Model"}
+    play = begun({"a": {}, "b": {}}, outputs={"sum": "${{ steps.a.output.x }}", "all": ["${{ steps.b.output }}", 1]})
+    play.ends("a", output=stored({"x": 3}))
+    play.ends("b", output=blob)
+    assert play.run.output == {
+        "kind": "map", "outputs": {"sum": stored(3), "all": {"kind": "list", "outputs": [blob, stored(1)]}},
+    }  # fmt: skip
+
+
+def test_outputs_that_cannot_be_made_fail_the_run() -> None:
+    play = begun({"a": {}}, outputs={"n": "${{ length(steps.a.output) }}"})
+    play.ends("a")
+    assert play.run.state is State.FAILED
+    assert (play.run.error or "").startswith("outputs: expression 'length(steps.a.output)' failed")
+
+
+def test_a_cache_hit_ends_the_attempt_with_the_output_of_another_run() -> None:
+    play = begun({"a": {"cache": True}, "b": {"with": {"x": "${{ steps.a.output }}"}}})
+    play.machine.cache_hit(("a", -1), stored(5), "run0", play.now)
+    assert labels(play.tick()) == ["b"]
+    assert (play.row("a").state, play.row("a").reused_from) == (State.SUCCEEDED, "run0")
+    assert [entry.state for entry in play.ledger.of(("a", -1))] == [S]
+    play.machine.cache_hit(("a", -1), stored(6), "run9", play.now)
+    assert play.machine.take_changes() is None
+
+
+def test_results_of_an_earlier_run_are_taken_over() -> None:
+    play = Play(spec_of({"a": {}, "f": {"foreach": [1, 2, 3], "needs": ["a"]}, "z": {"needs": ["f"]}}))
+    rows = [
+        StepRun("a", -1, State.SUCCEEDED, attempt=3, failures=2, output=stored(1), error=None, started_at=NOW),
+        StepRun("f", -1, State.RUNNING, 3), StepRun("f", 0, State.SUCCEEDED, output=stored(1)),
+        StepRun("f", 1, State.PENDING), StepRun("f", 2, State.SUCCEEDED, output=stored(1), reused_from="older"),
+    ]  # fmt: skip
+    play.machine.reuse({row.node: row for row in rows}, "run0")
+    assert labels(play.begin()) == ["f[1]"]
+    assert [play.row("f", item).reused_from for item in (0, 2)] == ["run0", "older"]
+    assert (play.row("a").attempt, play.row("a").reused_from) == (0, "run0")
+    assert labels(play.ends("f", item=1)) == ["z"]
+
+
+def test_a_run_may_take_everything_over() -> None:
+    play = Play(spec_of({"a": {}}))
+    play.machine.reuse({("a", -1): StepRun("a", -1, State.SUCCEEDED, output=stored(1))}, "run0")
+    assert labels(play.begin()) == []
+    assert play.run.state is State.SUCCEEDED
+
+
+INNER = {"name": "inner", "parameters": {"x": {"type": "int", "max": 5}}, "steps": {"s": {"uses": "m:f"}}}
+
+
+def test_a_sub_pipeline_is_a_run_that_goes_on_from_that_of_the_attempt_before() -> None:
+    play = Play(spec_of({"sub": {"pipeline": INNER, "with": {"x": 3}, "attempts": 3}}))
+    play.begin()
+    first = play.requests["sub", -1, 1]
+    assert isinstance(first, ChildRequest)
+    assert (first.params, first.resumed_from, first.spec.name) == ({"x": 3}, None, "inner")
+    assert play.ledger.of(("sub", -1))[0].child_id == first.child_id
+    play.ends("sub", F)
+    second = play.requests["sub", -1, 2]
+    assert (second.resumed_from, second.child_id != first.child_id) == (first.child_id, True)
+    play.take_over(survivors=True)
+    [(row, _entry)] = play.machine.open_attempts()
+    assert play.machine.request_of(row) == second
+
+
+@pytest.mark.parametrize("value", [9, [1], None])
+def test_a_sub_pipeline_with_parameters_that_do_not_fit_fails_the_step(value: Any) -> None:
+    play = begun({"a": {}, "sub": {"pipeline": INNER, "with": {"x": "${{ steps.a.output }}"}, "attempts": 3}})
+    play.ends("a", output=stored(value))
+    assert (play.row("sub").state, play.ledger.of(("sub", -1))) == (State.FAILED, [])
+
+
+# -- take-overs ------------------------------------------------------------------------------------
+
+
+def test_a_new_owner_replaces_what_was_lost_and_keeps_what_was_reached() -> None:
+    play = begun({"a": {}, "b": {}, "c": {"needs": ["a"]}})
+    play.ends("a")
+    assert sorted(labels(play.take_over())) == ["b#2", "c#2"]
+    assert [entry.state for entry in play.ledger.of(("b", -1))] == [L, AttemptState.QUEUED]
+
+
+def test_a_new_owner_waits_for_the_same_retry() -> None:
+    play = begun({"a": {"retry": {"max_attempts": 2, "initial_s": 60, "jitter": 0}}})
+    play.ends("a", F)
+    play.now += timedelta(seconds=30)
+    assert play.take_over() == Seen([], [], NOW + timedelta(seconds=60))
+    assert labels(play.tick(30)) == ["a#2"]
+
+
+def test_a_new_owner_keeps_the_timeout() -> None:
+    play = begun({"a": {}}, timeout_s=60)
+    play.now += timedelta(seconds=61)
+    assert play.take_over(survivors=True).stop == [("a", -1)]
+    play = begun({"a": {}}, timeout_s=60)
+    play.now += timedelta(seconds=10)
+    assert play.take_over(survivors=True).wake_at == NOW + timedelta(seconds=60)
+
+
+def test_finally_steps_survive_a_new_owner() -> None:
+    play = begun({"a": {}}, CLEAN)
+    play.tell(SignalKind.CANCEL)
+    play.ends("a", C)
+    assert labels(play.take_over()) == ["clean#2"]
+    assert play.requests["clean", -1, 2].arguments == {"how": "CANCELLED"}
+
+
+def test_each_change_has_a_number_and_no_change_has_none() -> None:
+    play = begun({"a": {}, "b": {"needs": ["a"]}})
+    assert (play.run.seq, play.row("a").seq) == (1, 1)
+    play.tick()
+    assert play.run.seq == 1
+    play.ends("a")
+    assert (play.run.seq, play.row("a").seq, play.row("b").seq) == (2, 2, 2)
+    play.take_over(survivors=True)
+    play.ends("b")
+    assert (play.run.seq, play.row("a").seq, play.row("b").seq) == (3, 2, 3)
