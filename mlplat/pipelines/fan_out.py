@@ -43,8 +43,8 @@ class FanOut:
         )
 
     def take_startable(self) -> Iterator[int]:
-        """Items that start now; they count as active."""
-        while self.pending and (self.max_parallel is None or self.active < self.max_parallel):
+        """Items that start now, up to one that cannot; they count as active."""
+        while self.pending and self.failed is None and (self.max_parallel is None or self.active < self.max_parallel):
             self.active += 1
             yield self.pending.popleft()
 

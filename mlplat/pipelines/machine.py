@@ -425,6 +425,8 @@ class RunMachine:
             request = self.request_of(row)
         except InvalidInput as error:
             row.attempt -= 1
+            if row.item != WHOLE_STEP:
+                self._fans[row.step].active -= 1
             self._settle(row, State.FAILED, error.message, now)
             return
         row.state, row.queued_at = State.QUEUED, row.queued_at or now

@@ -217,6 +217,19 @@ def test_an_item_that_waits_for_its_retry_is_skipped_once_another_failed() -> No
     assert play.row("f", 0).failures == 2
 
 
+@pytest.mark.parametrize("width", [None, 1, 2, 3])
+@pytest.mark.parametrize("items", [[[1], 5, [2]], [[1], 5, [2], [3]], [5, [1], [2]], [5, 6, [1]], [[1], 5, 6, [2], [3]]])
+def test_an_item_whose_arguments_cannot_be_made_fails_without_an_attempt(items: list[Any], width: int | None) -> None:
+    play = begun({"f": {"foreach": items, "with": {"x": "${{ length(item) }}"}, "max_parallel": width}})
+    while active := [item for item in range(len(items)) if play.ledger.state("f", item) is State.QUEUED]:
+        play.ends("f", item=active[-1])
+    bad = items.index(5)
+    assert (play.ledger.state("f"), play.ledger.of(("f", bad))) == (State.FAILED, [])
+    assert (play.row("f").error or "").startswith(f"item {bad}: expression 'length(item)' failed")
+    assert all(play.ledger.of(("f", item)) == [] for item in range(bad, len(items)))
+    assert play.run.state is State.FAILED
+
+
 @pytest.mark.parametrize(("value", "name"), [({"a": 1}, "dict"), ("abc", "str"), (None, "NoneType"), (True, "bool")])
 def test_a_foreach_that_gives_no_list_fails_the_step(value: Any, name: str) -> None:
     play = begun({"a": {}, "f": {"foreach": "${{ steps.a.output }}"}, "g": {"needs": ["f"]}})
