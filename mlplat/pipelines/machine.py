@@ -137,8 +137,11 @@ class RunMachine:
         if outcome.state is AttemptState.SUCCEEDED:
             row.output = outcome.output
             self._settle(row, State.SUCCEEDED, None, now)
-        elif self._is_stopping(row.step) or outcome.state is AttemptState.CANCELLED:
+        elif self._is_stopping(row.step):
             self._settle(row, State.CANCELLED, outcome.error, now)
+        elif outcome.state is AttemptState.CANCELLED:  # by somebody else: a sub-pipeline's own run, for instance
+            row.failures += 1
+            self._settle(row, State.FAILED, outcome.error or "cancelled", now)
         else:
             self._retry_or_fail(row, outcome, now)
         return True

@@ -344,6 +344,13 @@ def test_an_outcome_brings_what_nobody_had_told() -> None:
     assert play.row("a").started_at == NOW + timedelta(seconds=1)
 
 
+def test_an_attempt_that_somebody_else_stopped_fails_the_step() -> None:
+    play = begun({"a": {"attempts": 3}, "b": {"needs": ["a"]}})
+    assert labels(play.ends("a", C, error="stopped")) == []
+    assert (play.row("a").state, play.ledger.of(("a", -1))[0].state) == (State.FAILED, C)
+    assert (play.run.state, play.run.error) == (State.FAILED, "step 'a' failed: stopped")
+
+
 def test_a_request_carries_everything_that_a_worker_needs() -> None:
     step = {
         "with": {"x": "${{ params.n }}"}, "attempts": 3, "timeout_s": 9, "durable": True, "fresh_process": True,
