@@ -88,7 +88,6 @@ class RunMachine:
         self._run_changed = False
         self._look: deque[str] = deque()
         self._retries: list[tuple[datetime, Node]] = []
-        self._stopped: set[Node] = set()
         self._restore()
 
     # -- what happened ---------------------------------------------------------------------------
@@ -132,7 +131,6 @@ class RunMachine:
         if entry is None:
             return False
         row = self.nodes[node]
-        self._stopped.discard(node)
         self._close_attempt(row, entry, outcome, now)
         if outcome.state is AttemptState.SUCCEEDED:
             row.output = outcome.output
@@ -188,8 +186,7 @@ class RunMachine:
             self._retry_due(node)
         while self._look:
             self._examine(self._look.popleft(), now, actions)
-        for node in self._to_stop:
-            actions.stop.append(node)
+        actions.stop += [node for node in self._to_stop if self.nodes[node].state in _ACTIVE]
         self._to_stop.clear()
         if self._open_main == 0 and self._open_finally == 0:
             self._finish(now)
@@ -273,6 +270,8 @@ class RunMachine:
             elif _waits(row) and row.retry_at:
                 self._retries.append((row.retry_at, row.node))
         heapq.heapify(self._retries)
+        if self.run.stopping is not None:  # the earlier owner may not have got so far
+            self._to_stop = [row.node for row, _entry in self.open_attempts() if row.step in self.spec.steps]
         self._look = deque(name for name in self.steps if not self.nodes[name, WHOLE_STEP].state.is_final)
 
     def _count(self, name: str, by: int) -> None:

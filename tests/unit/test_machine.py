@@ -15,6 +15,7 @@ from mlplat.pipelines.model import (
     AttemptState,
     ChildRequest,
     Reservation,
+    Signal,
     SignalKind,
     State,
     StepRun,
@@ -526,6 +527,18 @@ def test_a_run_that_has_not_begun_is_cancelled() -> None:
     assert (play.run.state, play.ledger.attempts) == (State.CANCELLED, {})
 
 
+def test_an_attempt_that_ended_at_the_time_of_the_cancellation_is_not_stopped() -> None:
+    for end_first in (True, False):
+        play = begun({"a": {}, "b": {"needs": ["a"]}})
+        if end_first:
+            play.end("a")
+        play.machine.signal(Signal(1, RUN, SignalKind.CANCEL, "", "ann", "", NOW), NOW)
+        if not end_first:
+            play.end("a")
+        assert play.tick() == Seen([], [], None)
+        assert (play.row("a").state, play.row("b").state) == (State.SUCCEEDED, State.CANCELLED)
+
+
 def test_the_first_reason_to_stop_is_the_one() -> None:
     play = begun({"a": {}}, timeout_s=60)
     play.tell(SignalKind.CANCEL)
@@ -633,6 +646,24 @@ def test_a_new_owner_waits_for_the_same_retry() -> None:
     play.now += timedelta(seconds=30)
     assert play.take_over() == Seen([], [], NOW + timedelta(seconds=60))
     assert labels(play.tick(30)) == ["a#2"]
+
+
+def test_a_new_owner_stops_again_what_is_to_be_stopped() -> None:
+    play = begun({"a": {}, "f": {"foreach": [0, 1], "max_parallel": 1}})
+    assert sorted(play.tell(SignalKind.CANCEL).stop) == [("a", -1), ("f", 0)]
+    # Nobody knows whether the earlier owner has got so far as to stop them.
+    assert sorted(play.take_over(survivors=True).stop) == [("a", -1), ("f", 0)]
+    assert play.tick().stop == []
+    play.ends("a", C)
+    play.ends("f", C, 0)
+    assert play.run.state is State.CANCELLED
+
+
+def test_what_did_not_survive_need_not_be_stopped() -> None:
+    play = begun({"a": {}})
+    play.tell(SignalKind.CANCEL)
+    assert play.take_over().stop == []
+    assert play.run.state is State.CANCELLED
 
 
 def test_a_new_owner_keeps_the_timeout() -> None:
