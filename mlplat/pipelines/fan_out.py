@@ -17,7 +17,7 @@ class FanOut:
         pending: items that may start, in order.
         active: items with an attempt.
         open: items that are not final.
-        failed: the first item that failed for good.
+        failed: the item that failed for good, the first of several.
         cancelled: whether one was cancelled.
         max_parallel: how many may be active; None: all.
     """
@@ -60,6 +60,6 @@ class FanOut:
         """The item is final. Call it once."""
         self.open -= 1
         self.active -= was_active
-        if item.state is State.FAILED and self.failed is None:
+        if item.state is State.FAILED and (self.failed is None or item.item < self.failed):
             self.failed = item.item
         self.cancelled |= item.state is State.CANCELLED

@@ -683,6 +683,19 @@ def test_finally_steps_survive_a_new_owner() -> None:
     assert play.requests["clean", -1, 2].arguments == {"how": "CANCELLED"}
 
 
+def test_the_error_of_a_fan_out_is_the_same_for_every_owner() -> None:
+    errors = set()
+    for crash in (False, True):
+        play = begun({"f": {"foreach": [0, 1, 2]}})
+        play.ends("f", F, 2)
+        play.ends("f", F, 0)
+        if crash:
+            play.take_over(survivors=True)
+        play.ends("f", item=1)
+        errors.add(play.row("f").error)
+    assert len(errors) == 1
+
+
 def test_each_change_has_a_number_and_no_change_has_none() -> None:
     play = begun({"a": {}, "b": {"needs": ["a"]}})
     assert (play.run.seq, play.row("a").seq) == (1, 1)
