@@ -180,7 +180,6 @@ class RunMachine:
         deadline = self._deadline()
         if deadline is not None and deadline <= now:
             self._stop(State.FAILED, f"timed out after {self.spec.timeout_s:g} s", now)
-            deadline = None
         while self._retries and self._retries[0][0] <= now:
             _due, node = heapq.heappop(self._retries)
             self._retry_due(node)
@@ -190,7 +189,7 @@ class RunMachine:
         self._to_stop.clear()
         if self._open_main == 0 and self._open_finally == 0:
             self._finish(now)
-        actions.wake_at = min((at for at in (deadline, self._next_retry()) if at is not None), default=None)
+        actions.wake_at = min((at for at in (self._deadline(), self._next_retry()) if at is not None), default=None)
         return actions
 
     def take_changes(self) -> Changes | None:

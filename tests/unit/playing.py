@@ -86,9 +86,11 @@ class Ledger:
         return State.PENDING if row is None else row.state
 
     def of(self, node: Node) -> list[Attempt]:
-        """The attempts of a node, by number."""
-        found = [entry for entry in self.attempts.values() if (entry.step, entry.item) == node]
-        return sorted(found, key=lambda entry: entry.attempt)
+        """The attempts of a node, by number, up to a gap."""
+        found: list[Attempt] = []
+        while (entry := self.attempts.get((*node, len(found) + 1))) is not None:
+            found.append(entry)
+        return found
 
     def store(self, changes: Changes) -> None:
         """Takes a transition."""
@@ -219,11 +221,16 @@ class Play:
 
     def tell(self, kind: SignalKind, step: str = "", by: str = "ann", comment: str = "") -> Seen:
         """Somebody says something."""
+        self.hear(kind, step, by, comment)
+        return self.tick()
+
+    def hear(self, kind: SignalKind, step: str = "", by: str = "ann", comment: str = "") -> Signal:
+        """Somebody says something, without a tick."""
         self._signals += 1
         signal = Signal(self._signals, RUN, kind, step, by, comment, self.now)
         self.ledger.signals.append(signal)
         self.machine.signal(signal, self.now)
-        return self.tick()
+        return signal
 
     @property
     def run(self) -> PipelineRun:

@@ -219,7 +219,9 @@ def test_an_item_that_waits_for_its_retry_is_skipped_once_another_failed() -> No
 
 
 @pytest.mark.parametrize("width", [None, 1, 2, 3])
-@pytest.mark.parametrize("items", [[[1], 5, [2]], [[1], 5, [2], [3]], [5, [1], [2]], [5, 6, [1]], [[1], 5, 6, [2], [3]]])
+@pytest.mark.parametrize(
+    "items", [[[1], 5, [2]], [[1], 5, [2], [3]], [5, [1], [2]], [5, 6, [1]], [[1], 5, 6, [2], [3]]]
+)
 def test_an_item_whose_arguments_cannot_be_made_fails_without_an_attempt(items: list[Any], width: int | None) -> None:
     play = begun({"f": {"foreach": items, "with": {"x": "${{ length(item) }}"}, "max_parallel": width}})
     while active := [item for item in range(len(items)) if play.ledger.state("f", item) is State.QUEUED]:
