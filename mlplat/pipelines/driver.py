@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -28,6 +29,7 @@ from mlplat.pipelines.spec import PipelineSpec
 from mlplat.pipelines.transitions import CachedOutput, Transition
 
 Request = AttemptRequest | ChildRequest
+_log = logging.getLogger(__name__)
 
 
 class World(Protocol):
@@ -232,13 +234,23 @@ class RunDriver:
         task.add_done_callback(self._tasks.pop)
 
     async def _run_attempt(self, request: Request, is_new: bool) -> None:
+        try:
+            outcome = await self._outcome_of(request, is_new)
+        except Exception as error:  # a defect must end the attempt: the run would wait for it for ever
+            _log.exception("attempt %s/%s/%s: failed", self._run.run_id, request.node, request.attempt)
+            outcome = AttemptOutcome(AttemptState.FAILED, error=f"internal error: {type(error).__name__}: {error}")
+        if outcome is not None:
+            self.post(_Ended(request, outcome))
+
+    async def _outcome_of(self, request: Request, is_new: bool) -> AttemptOutcome | None:
+        """How the attempt ended; None when it need not run, because its output is cached."""
         if is_new and isinstance(request, AttemptRequest) and await self._take_cached(request):
-            return
+            return None
         outcome = await self._world.run(request)
         if outcome.state is AttemptState.LOST or (outcome.state is AttemptState.FAILED and outcome.started_at is None):
             label = attempt_label(self._run.run_id, request.step, request.item, request.attempt)
             await self._world.lost(label)
-        self.post(_Ended(request, outcome))
+        return outcome
 
     async def _take_cached(self, request: AttemptRequest) -> bool:
         caching = self._machine.steps[request.step].caching

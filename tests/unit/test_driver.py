@@ -101,6 +101,16 @@ async def test_an_attempt_that_failed_before_it_began_is_told_too() -> None:
     assert world.lost_labels == ["run1/a/-1/1"]
 
 
+async def test_a_world_that_breaks_fails_the_attempt_and_does_not_hang_the_run() -> None:
+    class Broken(FakeWorld):
+        async def run(self, request: Request) -> AttemptOutcome:
+            raise ZeroDivisionError("what nobody thought of")
+
+    rows = Rows(spec_of({"a": {}}, {"clean": {}}))
+    assert await asyncio.wait_for(drive(rows, Broken(rows)), 10) is State.FAILED
+    assert rows.ledger.run.error == "step 'a' failed: internal error: ZeroDivisionError: what nobody thought of"
+
+
 async def test_what_postgres_refuses_is_taken_out_of_errors() -> None:
     class Odd(FakeWorld):
         async def run(self, request: Request) -> AttemptOutcome:
