@@ -126,6 +126,7 @@ class RunDriver:
         self._woken = asyncio.Event()
         self._tasks: dict[asyncio.Task[None], Node] = {}
         self._requests: dict[Node, Request] = {}
+        self._stopped: set[Node] = set()
         self._cache_keys: dict[Node, str] = {}
         self._cached: list[CachedOutput] = []
         self._durable_ends: list[Request] = []
@@ -162,6 +163,7 @@ class RunDriver:
                 await self._flush([request for request in actions.start if isinstance(request, ChildRequest)])
                 for request in actions.start:
                     self._spawn(request)
+                self._stopped.update(actions.stop)
                 for node in actions.stop:
                     await self._world.stop(self._requests[node])
                 if not self._run.state.is_final:
@@ -246,6 +248,8 @@ class RunDriver:
         """How the attempt ended; None when it need not run, because its output is cached."""
         if is_new and isinstance(request, AttemptRequest) and await self._take_cached(request):
             return None
+        if is_new and request.node in self._stopped:  # while its output was looked for
+            return AttemptOutcome(AttemptState.CANCELLED, error="stopped before it began")
         outcome = await self._world.run(request)
         if outcome.state is AttemptState.LOST or (outcome.state is AttemptState.FAILED and outcome.started_at is None):
             label = attempt_label(self._run.run_id, request.step, request.item, request.attempt)

@@ -252,6 +252,20 @@ async def test_a_run_times_out() -> None:
     assert world.stopped == ["run1/a/-1/1"]
 
 
+async def test_an_attempt_that_is_stopped_while_its_cache_is_looked_up_does_not_start() -> None:
+    rows = Rows(spec_of({"a": {"cache": True}}))
+    world = FakeWorld(rows)
+    world.looking_up.clear()
+    driver = driver_of(rows, world)
+    task = asyncio.create_task(driver.drive())
+    await until(lambda: bool(rows.ledger.attempts))
+    driver.post(rows.say(SignalKind.CANCEL))
+    await until(lambda: world.stopped == ["run1/a/-1/1"])
+    world.looking_up.set()
+    assert await asyncio.wait_for(task, 10) is State.CANCELLED
+    assert world.requests == []
+
+
 async def test_what_was_said_before_the_run_began_is_heard() -> None:
     rows = Rows(spec_of({"a": {}}))
     rows.say(SignalKind.CANCEL)
