@@ -32,11 +32,11 @@ from mlplat.pipelines.model import (
     State,
     StepRun,
 )
-from mlplat.pipelines.outputs import stored_form
 from mlplat.pipelines.requests import attempt_request, child_request
 from mlplat.pipelines.retry import backoff_s, is_worth_retrying
 from mlplat.pipelines.scope import Scopes
 from mlplat.pipelines.spec import PipelineSpec, Step
+from mlplat.pipelines.stored import stored_form
 
 #: An attempt lost with its process is free, but not for ever.
 MAX_LOST = 50
