@@ -1,8 +1,6 @@
 """Step outputs between steps: JSON inline, anything else pickled into the artifact store.
 
-A stored output is one of ``{"kind": "json", "value": …}``, ``{"kind": "blob", "digest": …, "type": …}``
-and, for fan-outs and sub-pipelines, ``{"kind": "list", "outputs": [stored, …]}`` and ``{"kind": "map",
-"outputs": {name: stored, …}}``. Only the worker that runs a step ever unpickles.
+``stored`` has the form they are kept in. Only the worker that runs a step ever unpickles.
 """
 
 from __future__ import annotations
