@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from mlplat.metrics.packing import sortable_float, sortable_int, unsort_float, unsort_int
 from mlplat.metrics.queries import Statement
 
 
@@ -66,7 +67,6 @@ _AXES = {
 }
 #: Kinds of values, each of which has its own first, last, lowest and highest point in a bucket.
 _KINDS = 4
-_SIGN = "9223372036854775808"
 
 
 def overview(selection: Selection, limit: int) -> Statement:
@@ -105,9 +105,9 @@ def bucketed(selection: Selection, buckets: Buckets) -> Statement:
     return Statement(
         f"""
         SELECT series,
-               arrayMap(p -> {_unsort_int(f"bitShiftRight(p, {step})")}, points) AS steps,
-               arrayMap(p -> {_unsort_int(f"bitShiftRight(p, {timestamp})")}, points) AS timestamps,
-               arrayMap(p -> {_unsort_float("toUInt64(p)")}, points) AS values
+               arrayMap(p -> {unsort_int(f"bitShiftRight(p, {step})")}, points) AS steps,
+               arrayMap(p -> {unsort_int(f"bitShiftRight(p, {timestamp})")}, points) AS timestamps,
+               arrayMap(p -> {unsort_float("toUInt64(p)")}, points) AS values
         FROM (
             SELECT intDiv(slot, {{slots:UInt64}}) AS series, arraySort(arrayDistinct(groupArrayArray(ends))) AS points
             FROM (
@@ -118,8 +118,8 @@ def bucketed(selection: Selection, buckets: Buckets) -> Statement:
                     SELECT series,
                            intDiv(reinterpretAsUInt64(x - {{first:Int64}}), {{width:UInt64}}) AS bucket,
                            multiIf(isFinite(number), 0, isNaN(number), 1, number > 0, 2, 3) AS kind,
-                           {_sortable_float("number")} AS value_bits,
-                           bitOr(bitShiftLeft(toUInt128({_sortable_int("main")}), 64), {_sortable_int("other")})
+                           {sortable_float("number")} AS value_bits,
+                           bitOr(bitShiftLeft(toUInt128({sortable_int("main")}), 64), {sortable_int("other")})
                                AS place,
                            bitOr(bitShiftLeft(toUInt256(place), 64), value_bits) AS by_place,
                            bitOr(bitShiftLeft(toUInt256(value_bits), 128), place) AS by_value
@@ -170,25 +170,6 @@ def _series(selection: Selection) -> str:
         "transform(run_id, {run_ids:Array(String)}, {run_numbers:Array(UInt64)}, toUInt64(0)) * "
         f"{len(selection.keys)} + transform(key, {{keys:Array(String)}}, {{key_numbers:Array(UInt64)}}, toUInt64(0))"
     )
-
-
-def _sortable_int(column: str) -> str:
-    """An Int64 as UInt64 in the same order."""
-    return f"bitXor(reinterpretAsUInt64({column}), {_SIGN})"
-
-
-def _unsort_int(bits: str) -> str:
-    return f"reinterpretAsInt64(bitXor(toUInt64({bits}), {_SIGN}))"
-
-
-def _sortable_float(column: str) -> str:
-    """A Float64 as UInt64 in the same order."""
-    bits = f"reinterpretAsUInt64({column})"
-    return f"if({bits} >= {_SIGN}, bitNot({bits}), bitXor({bits}, {_SIGN}))"
-
-
-def _unsort_float(bits: str) -> str:
-    return f"reinterpretAsFloat64(if({bits} >= {_SIGN}, bitXor({bits}, {_SIGN}), bitNot({bits})))"
 
 
 def _place_first(by_value: str) -> str:
