@@ -25,6 +25,8 @@ class Statement:
     #: Rows ``(run_id, key, value, step, timestamp)`` with the last point of each run and key. The shard adds what is
     #: not stored yet by itself, and nothing has to be flushed first.
     gives_last_points: bool = False
+    #: Groups many rows by few of each: several threads of one small machine would spend more on joining their groups.
+    on_one_thread: bool = False
 
 
 _LAST = (

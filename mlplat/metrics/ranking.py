@@ -110,7 +110,7 @@ def values(experiment_ids: Sequence[int], key: str, aggregate: str) -> Statement
     """One row ``(run_ids, in_experiments, numbers)``: an aggregate of ``key`` in every run that has it, joined."""
     grouped = _Grouped("metric_latest", _IN_EXPERIMENTS, {"experiment_ids": list(experiment_ids)}, (), key)
     rows = _values(grouped, experiment_ids, key, aggregate)
-    return Statement(f"SELECT {_joined_values('groupArray({})')} FROM ({rows})", grouped.parameters)  # noqa: S608
+    return Statement(f"SELECT {_joined_values('groupArray({})')} FROM ({rows})", grouped.parameters, on_one_thread=True)  # noqa: S608
 
 
 def ordered(
@@ -160,13 +160,14 @@ def ordered(
         )
         """,  # noqa: S608 - values are bound
         grouped.parameters,
+        on_one_thread=True,
     )
 
 
 def _joined_ids(grouped: _Grouped, run_ids: tuple[str, ...] | None = None) -> Statement:
     rows = grouped.sql("run_id", "run_id")
     sql = f"SELECT {_joined('groupArray(run_id)')} AS run_ids FROM ({rows})"  # noqa: S608
-    return Statement(sql, grouped.parameters, run_ids)
+    return Statement(sql, grouped.parameters, run_ids, on_one_thread=True)
 
 
 def _values(grouped: _Grouped, experiment_ids: Sequence[int], key: str, aggregate: str) -> str:
