@@ -53,7 +53,8 @@ class _Grouped:
         self._keys = {key: self._bind("String", key) for key in dict.fromkeys([*keys, *(test.key for test in tests)])}
         conditions = [self._test(test) for test in tests]
         if len(self._keys) > 1:
-            conditions += [f"countIf(key = {bound}) > 0" for bound in self._keys.values()]
+            # No point packs to 0, which is what there is without one.
+            conditions += [f"{self._merged('max', 'packed', key)} > 0" for key in self._keys]
         self._having = " AND ".join(conditions) or "1"
 
     def aggregate(self, key: str, aggregate: str) -> str:
@@ -139,7 +140,8 @@ def ordered(
     if start is not None:
         number, exclusive = start
         parameters["start"] = 0.0 if math.isnan(number) else number
-        after = f"place {'>' if exclusive else '>='} {_place('nan' if math.isnan(number) else '{start:Float64}', ascending)}"
+        first = _place("nan" if math.isnan(number) else "{start:Float64}", ascending)
+        after = f"place {'>' if exclusive else '>='} {first}"
     grouped = _Grouped("metric_latest", where, parameters, tests, key)
     kept = "arrayFilter((one, at) -> at <= last_place, all_{}, places)"
     last = unsort_float("last_place")

@@ -233,10 +233,12 @@ def test_values_come_in_order_in_slices_with_ties_and_nan_last(probe: Probe, asc
     while True:
         statement = ranking.ordered([probe.experiment], "m", "last", ascending, (), 2, start)
         [row] = probe.store.query(statement).to_pylist()
-        seen += row["run_ids"].split(SEPARATOR) if row["found"] else []
+        found = row["run_ids"].split(SEPARATOR) if row["found"] else []
+        assert row["numbers"].split(SEPARATOR) == [f"{runs[run]:g}" for run in found] or not found
+        seen += sorted(found, key=lambda run: (math.isnan(runs[run]), runs[run] if ascending else -runs[run]))
         if row["found"] < 2:
             break
-        start = NAN if row["last_nan"] else row["last_number"], True
+        start = row["last"], True
     assert len(seen) == len(set(seen)) == len(written)
     numbers = sorted((value for value in written if not math.isnan(value)), reverse=not ascending)
     assert [str(runs[run]) for run in seen] == [str(value) for value in [*numbers, NAN, NAN]]
