@@ -50,7 +50,7 @@ def gateway(config: PlatformConfig, replicas: int = 1) -> Any:
             pipelines=PipelineStore(engine),
             scheduler=SchedulerClient(),
             artifacts=artifacts,
-            status=ClusterStatus(),
+            status=ClusterStatus(config.executors),
         )
         app = create_app(services, __version__)
         spare_garbage_collection()

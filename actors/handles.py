@@ -17,15 +17,15 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, w
 from mlplat.db.group_commit import GroupCommit
 from mlplat.errors import PlatformError, Unavailable
 from mlplat.metrics.queries import Statement
-from mlplat.pipelines.model import Submission
+from mlplat.pipelines.model import Assignment, Submission
 from mlplat.registry.model import Command
 from mlplat.runtime import (
-    ACTOR_NAMES,
     GATEWAY_DEPLOYMENT,
     METRIC_SHARD,
     NAMESPACE,
     PIPELINE_SCHEDULER,
     REGISTRY_COORDINATOR,
+    actor_names,
 )
 from mlplat.tracking.model import RunUpdate
 
@@ -153,7 +153,7 @@ class RegistryClient:
 
 
 class SchedulerClient:
-    """The pipeline scheduler, for the HTTP layer."""
+    """The pipeline scheduler, for the HTTP layer and the executors."""
 
     def __init__(self) -> None:
         self._actor = ActorClient(PIPELINE_SCHEDULER)
@@ -161,6 +161,18 @@ class SchedulerClient:
     async def submit(self, submission: Submission) -> str:
         """See ``SchedulerService.submit``; the idempotency key makes repeats harmless."""
         return str(await self._actor.call_idempotent("submit", submission))
+
+    async def cancel(self, run_id: str, by: str) -> None:
+        """See ``SchedulerService.cancel``."""
+        await self._actor.call_idempotent("cancel", run_id, by)
+
+    async def poke(self, run_id: str) -> None:
+        """People told the run something: its executor looks now."""
+        await self._actor.call("poke", run_id, timeout_s=5)
+
+    async def ended(self, run_ids: Sequence[str]) -> None:
+        """See ``SchedulerService.ended``."""
+        await self._actor.call("ended", list(run_ids), timeout_s=5)
 
 
 class ExecutorClient:
@@ -174,27 +186,31 @@ class ExecutorClient:
         """Its actor name."""
         return self._actor.name
 
-    async def assign(self, run_id: str, epoch: int) -> None:
-        """Hands a run over; a repeat with the same epoch changes nothing."""
-        await self._actor.call("assign", run_id, epoch, timeout_s=10)
+    async def assign(self, assignments: Sequence[Assignment]) -> None:
+        """Hands runs over; a repeat with the same epochs changes nothing."""
+        await self._actor.call("assign", list(assignments), timeout_s=10)
 
     async def owned(self) -> Mapping[str, int]:
         """The runs it drives, with their epochs."""
         runs: Mapping[str, int] = await self._actor.call("owned", timeout_s=5)
         return runs
 
+    async def poke(self) -> None:
+        """People told its runs something."""
+        await self._actor.call("poke", timeout_s=5)
+
 
 class ClusterStatus:
     """The platform's actors as Ray's control store and they themselves see them."""
 
-    def __init__(self) -> None:
-        self._actors = {name: ActorClient(name) for name in ACTOR_NAMES}
+    def __init__(self, executors: int) -> None:
+        self._actors = {name: ActorClient(name) for name in actor_names(executors)}
 
     async def actors(self) -> list[dict[str, Any]]:
         """One row per actor: actor, node, pid, restarts, health, lag."""
         # ray.util.state would need the dashboard; this reads the control store directly, in a millisecond.
         known = list((await asyncio.to_thread(ray_state.actors)).values())
-        rows = await asyncio.gather(*(self._row(name, known) for name in ACTOR_NAMES))
+        rows = await asyncio.gather(*(self._row(name, known) for name in self._actors))
         return [*rows, *_gateway_rows(known)]
 
     async def _row(self, name: str, known: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from actors.lifecycle import WORKLOAD_ENV, Health, Started, actor_id
 from mlplat.db.engine import open_engine
 from mlplat.db.lease import LeaseKeeper
 from mlplat.errors import Unavailable
-from mlplat.execution.attempt import find_import_problems
+from mlplat.execution.functions import ImportReport, try_imports
 from mlplat.pipelines.model import Submission
 from mlplat.pipelines.scheduling import SchedulerService
 from mlplat.settings import PlatformConfig
@@ -34,7 +34,9 @@ class PipelineScheduler:
         lease = LeaseKeeper(engine, name, actor_id())
         self._importable: dict[str, float] = {}
         clients = [ExecutorClient(executor) for executor in executors]
-        self._service = SchedulerService(engine, lease, clients, self._check_imports)
+        self._service = SchedulerService(
+            engine, lease, clients, self._check_imports, max_active_runs=config.max_active_runs
+        )
         self._reaper = Reaper(HeartbeatStore(engine), lease, config.heartbeat_timeout_s)
         self._started = Started(self._start, lease)
 
@@ -42,6 +44,21 @@ class PipelineScheduler:
         """Validates and stores a run; returns its id."""
         await self._started.wait()
         return await self._service.submit(submission)
+
+    async def cancel(self, run_id: str, by: str) -> None:
+        """Somebody has asked for the run's end."""
+        await self._started.wait()
+        await self._service.cancel(run_id, by)
+
+    async def poke(self, run_id: str) -> None:
+        """People told the run something."""
+        await self._started.wait()
+        await self._service.poke(run_id)
+
+    async def ended(self, run_ids: Sequence[str]) -> None:
+        """These runs are over."""
+        await self._started.wait()
+        await self._service.ended(run_ids)
 
     async def health(self) -> Health:
         """Answers when the scheduler leads."""
@@ -65,10 +82,10 @@ class PipelineScheduler:
         unknown = [name for name in names if self._importable.get(name, 0.0) < now]
         if not unknown:
             return {}
-        check = ray.remote(find_import_problems).options(num_cpus=0, max_retries=0, runtime_env=WORKLOAD_ENV)
+        check = ray.remote(try_imports).options(num_cpus=0, max_retries=0, runtime_env=WORKLOAD_ENV)
         try:
             async with asyncio.timeout(IMPORT_TIMEOUT_S):
-                problems: Mapping[str, str] = await check.remote(unknown)
+                report: ImportReport = await check.remote(unknown)
         except TimeoutError as error:
             raise Unavailable(f"importing {', '.join(unknown)} took more than {IMPORT_TIMEOUT_S:g} s") from error
         except RayError as error:
@@ -76,5 +93,5 @@ class PipelineScheduler:
             return dict.fromkeys(unknown, f"importing it ended the process: {first_line}")
         if len(self._importable) > IMPORT_CACHE_SIZE:
             self._importable.clear()
-        self._importable |= {name: now + IMPORT_CACHE_S for name in unknown if name not in problems}
-        return problems
+        self._importable |= {name: now + IMPORT_CACHE_S for name in unknown if name not in report.problems}
+        return report.problems

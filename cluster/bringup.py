@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -41,18 +41,19 @@ from mlplat.db.migrate import migrate
 from mlplat.errors import BringUpError, Unavailable
 from mlplat.metrics.store import MetricStore
 from mlplat.runtime import (
-    ACTOR_NAMES,
     METRIC_SHARD,
     NAMESPACE,
     PIPELINE_SCHEDULER,
     REGISTRY_COORDINATOR,
-    RUN_EXECUTOR,
     SERVE_APP,
+    actor_names,
+    executor_names,
 )
 from mlplat.settings import PlatformConfig, Settings
 from mlplat.tracking.experiments import ExperimentStore
 
 LOCK_TIMEOUT_S = 120
+STOP_LOOKS = 3
 HEALTH_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 15
 KEEPER_TIMEOUT_S = 2
@@ -90,11 +91,15 @@ def down(settings: Settings, *, say: Say) -> bool:
         record = _living_record(settings)
         if record is not None:
             say("stopping the actors")
-            _stop_actors(record)
+            _stop_actors(record, settings.executors)
         leftovers = find_processes(temp_dir(settings.state_dir))
         if leftovers:
             say("stopping Ray")
+        for _look in range(STOP_LOOKS):  # a process that is just being started shows up in the next look
             stop_processes(leftovers)
+            if not (again := find_processes(temp_dir(settings.state_dir))):
+                break
+            leftovers = again
         embedded = settings.postgres_url is None and EmbeddedPostgres(settings.state_dir)
         was_running = record is not None or bool(leftovers) or bool(embedded and embedded.is_running())
         if embedded:
@@ -114,7 +119,7 @@ def status(settings: Settings) -> list[dict[str, Any]]:
         raise BringUpError("the platform is not running; start it with: mlplat up")
     _connect(record)
     try:
-        rows = asyncio.run(ClusterStatus().actors())
+        rows = asyncio.run(ClusterStatus(settings.executors).actors())
         if settings.postgres_url is None:
             rows.append(_postgres_row(settings))
     finally:
@@ -290,8 +295,10 @@ def _deploy(config: PlatformConfig, say: Say) -> None:
     say("starting the actors")
     get_or_create(MetricShard, METRIC_SHARD, config, METRIC_SHARD)
     get_or_create(RegistryCoordinator, REGISTRY_COORDINATOR, config, REGISTRY_COORDINATOR)
-    get_or_create(RunExecutor, RUN_EXECUTOR, config, RUN_EXECUTOR)
-    get_or_create(PipelineScheduler, PIPELINE_SCHEDULER, config, PIPELINE_SCHEDULER, [RUN_EXECUTOR])
+    executors = executor_names(config.executors)
+    for name in executors:
+        get_or_create(RunExecutor, name, config, name)
+    get_or_create(PipelineScheduler, PIPELINE_SCHEDULER, config, PIPELINE_SCHEDULER, executors)
     port = int(config.http_url.rpartition(":")[2])
     serve.start(http_options=HTTPOptions(host="127.0.0.1", port=port), proxy_location="HeadOnly")
     applications = serve.status().applications
@@ -305,7 +312,7 @@ async def _wait_healthy(config: PlatformConfig) -> None:
     problem = "nothing answered"
     async with httpx.AsyncClient(base_url=config.http_url, timeout=10, trust_env=False) as client:
         while time.monotonic() < deadline:
-            problem = await _problem(client)
+            problem = await _problem(client, actor_names(config.executors))
             if not problem:
                 return
             await asyncio.sleep(0.1)
@@ -314,7 +321,7 @@ async def _wait_healthy(config: PlatformConfig) -> None:
     )
 
 
-async def _problem(client: httpx.AsyncClient) -> str:
+async def _problem(client: httpx.AsyncClient, names: Sequence[str]) -> str:
     try:
         answer = await client.get("/api/v1/status")
     except httpx.HTTPError as error:
@@ -322,17 +329,17 @@ async def _problem(client: httpx.AsyncClient) -> str:
     if answer.status_code != 200:
         return f"the Gateway answers {answer.status_code}"
     rows = {row["actor"]: row for row in answer.json()}
-    bad = [f"{name} is {rows[name]['health']}" for name in ACTOR_NAMES if rows[name]["health"] != "ok"]
+    bad = [f"{name} is {rows[name]['health']}" for name in names if rows[name]["health"] != "ok"]
     return ", ".join(bad)
 
 
-def _stop_actors(record: ClusterRecord) -> None:
+def _stop_actors(record: ClusterRecord, executors: int) -> None:
     """Lets every actor finish what it holds. Whatever cannot be asked loses nothing: truth is in the stores."""
     with suppress(BringUpError):
         _connect(record)
         with suppress(ValueError):
             ray.kill(ray.get_actor(POSTGRES_KEEPER, namespace=NAMESPACE))
-        for name in (PIPELINE_SCHEDULER, RUN_EXECUTOR, REGISTRY_COORDINATOR, METRIC_SHARD):
+        for name in reversed(actor_names(executors)):
             with suppress(ValueError, RayError):
                 actor: Any = ray.get_actor(name, namespace=NAMESPACE)
                 ray.get(actor.stop.remote(), timeout=STOP_TIMEOUT_S)

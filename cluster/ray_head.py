@@ -129,6 +129,9 @@ def _head_environment(settings: Settings, folder: Path) -> Mapping[str, str]:
             # Ray would keep one idle worker per CPU for ever, with all that its last step imported.
             "RAY_num_workers_soft_limit": "0",
             "RAY_idle_worker_killing_time_threshold_ms": str(IDLE_WORKER_MS),
+            # Whatever that threshold says, a look ends idle workers of actors whose creator has disconnected, which
+            # is all of ours: by default five times a second, so that nearly every step would pay for a new process.
+            "RAY_kill_idle_workers_interval_ms": str(IDLE_WORKER_MS),
             # The Python proxy costs seven times the CPU per request and piles up large bodies in memory.
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
             "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",

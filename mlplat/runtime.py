@@ -7,10 +7,17 @@ NAMESPACE = "mlplat"
 METRIC_SHARD = "metric-shard-0"
 REGISTRY_COORDINATOR = "registry-coordinator"
 PIPELINE_SCHEDULER = "pipeline-scheduler"
-RUN_EXECUTOR = "run-executor-0"
 
-#: Detached actors in the order in which bring-up creates them.
-ACTOR_NAMES = (METRIC_SHARD, REGISTRY_COORDINATOR, RUN_EXECUTOR, PIPELINE_SCHEDULER)
+
+def executor_names(count: int) -> list[str]:
+    """The run executors of a platform that has that many."""
+    return [f"run-executor-{number}" for number in range(count)]
+
+
+def actor_names(executors: int) -> list[str]:
+    """Detached actors in the order in which bring-up creates them."""
+    return [METRIC_SHARD, REGISTRY_COORDINATOR, *executor_names(executors), PIPELINE_SCHEDULER]
+
 
 SERVE_APP = "mlplat"
 GATEWAY_DEPLOYMENT = "Gateway"

@@ -56,6 +56,9 @@ class Settings(BaseSettings):
     spool_bytes: int = Field(default=4 * 1024**3, ge=1024 * 1024)
     #: Seconds without a heartbeat after which a run that has sent some counts as dead.
     heartbeat_timeout_s: float = Field(default=60.0, ge=5)
+    #: Actors that drive pipeline runs, and runs that may be under way at once; others wait in the queue.
+    executors: int = Field(default=1, ge=1, le=100)
+    max_active_runs: int = Field(default=500, ge=1, le=100_000)
 
     #: What runs record by themselves; ``capture`` turns all of it off, the others their part.
     capture: bool = True
@@ -123,6 +126,8 @@ class Settings(BaseSettings):
             artifacts_url=self.artifacts_url or f"file://{self.state_dir / 'artifacts'}",
             http_url=self.local_url,
             heartbeat_timeout_s=self.heartbeat_timeout_s,
+            executors=self.executors,
+            max_active_runs=self.max_active_runs,
         )
 
 
@@ -141,6 +146,8 @@ class PlatformConfig:
     artifacts_url: str
     http_url: str
     heartbeat_timeout_s: float = 60.0
+    executors: int = 1
+    max_active_runs: int = 500
 
 
 #: What may follow ``?`` in a ClickHouse URL, with clickhouse-connect's meaning.

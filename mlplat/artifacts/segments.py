@@ -104,8 +104,13 @@ class Shipper:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mlplat-logs", daemon=True)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether what comes now is dropped."""
+        return self._left <= 0
+
     def start(self) -> None:
-        """Starts the thread."""
+        """Starts the thread. Without it, somebody calls ``ship`` instead."""
         self._thread.start()
 
     def close(self, timeout_s: float | None = None) -> bool:

@@ -408,19 +408,34 @@ pipeline_run = Table(
     Column("executor", Text, nullable=True),
     # Raised by the scheduler at every (re)assignment; each transition of the run checks it.
     Column("epoch", BigInteger, nullable=False, server_default="0"),
+    # Number of the run's last transition; rows carry the number of the one that wrote them.
+    Column("seq", BigInteger, nullable=False, server_default="0"),
     Column("idempotency_key", Text, nullable=True, unique=True),
     Column("submitted_by", Text, nullable=False, server_default=""),
+    Column("source", Text, nullable=False, server_default=""),
+    Column("priority", SmallInteger, nullable=False, server_default="0"),
+    Column("concurrency_key", Text, nullable=True),
+    Column("concurrency_limit", Integer, nullable=True),
+    Column("resumed_from", Text, nullable=True),
+    Column("resumed_step", Text, nullable=True),
+    Column("output", JSON, nullable=True),
+    # The state that a run which is being stopped will end in.
+    Column("stopping", Text, nullable=True),
     _time("created_at", default=True),
     _time("started_at", nullable=True),
     _time("finished_at", nullable=True),
     Index(None, text("created_at DESC"), "run_id"),
     Index("ix_pipeline_run_open", "created_at", postgresql_where=text("state IN ('PENDING', 'QUEUED', 'RUNNING')")),
+    Index("ix_pipeline_run_name", "name", text("created_at DESC")),
+    Index("ix_pipeline_run_finished", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
 )
 
+# Rows appear when the executor first looks at a step. No reference to pipeline_run: fenced writes see to that, and a
+# check per row would cost as much as the row.
 step_run = Table(
     "step_run",
     metadata,
-    Column("run_id", ForeignKey("pipeline_run.run_id", ondelete="CASCADE"), primary_key=True),
+    Column("run_id", Text, primary_key=True),
     Column("step", Text, primary_key=True),
     # -1 is the step itself; 0..n-1 are the items of a fan-out.
     Column("item", Integer, primary_key=True, autoincrement=False),
@@ -432,7 +447,10 @@ step_run = Table(
     # json, not jsonb: jsonb reorders keys and rewrites numbers, and a fan-out must see the same list twice.
     Column("output", JSON, nullable=True),
     Column("error", Text, nullable=True),
+    Column("reused_from", Text, nullable=True),
+    Column("seq", BigInteger, nullable=False, server_default="0"),
     _time("retry_at", nullable=True),
+    _time("queued_at", nullable=True),
     _time("started_at", nullable=True),
     _time("finished_at", nullable=True),
 )
@@ -446,11 +464,37 @@ attempt = Table(
     Column("attempt", SmallInteger, primary_key=True, autoincrement=False),
     Column("state", Text, nullable=False),
     Column("error", Text, nullable=True),
-    _time("started_at"),
+    Column("node", Text, nullable=True),
+    Column("progress", JSON, nullable=True),
+    # The run of a sub-pipeline.
+    Column("child_id", Text, nullable=True),
+    Column("seq", BigInteger, nullable=False, server_default="0"),
+    _time("queued_at"),
+    _time("started_at", nullable=True),
     _time("finished_at", nullable=True),
-    ForeignKeyConstraint(
-        ["run_id", "step", "item"],
-        ["step_run.run_id", "step_run.step", "step_run.item"],
-        ondelete="CASCADE",
-    ),
+)
+
+# What people told a run. The executor applies each once: what it leads to is in the run's rows.
+pipeline_signal = Table(
+    "pipeline_signal",
+    metadata,
+    Column("signal_id", BigInteger, Identity(), primary_key=True),
+    Column("run_id", ForeignKey("pipeline_run.run_id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("kind", Text, nullable=False),
+    Column("step", Text, nullable=False, server_default=""),
+    Column("by", Text, nullable=False),
+    Column("comment", Text, nullable=False, server_default=""),
+    _time("created_at", default=True),
+)
+
+# Outputs by what made them: code, arguments and environment.
+step_cache = Table(
+    "step_cache",
+    metadata,
+    Column("key", Text, primary_key=True),
+    Column("output", JSON, nullable=False),
+    Column("run_id", Text, nullable=False),
+    Column("step", Text, nullable=False),
+    Column("item", Integer, nullable=False),
+    _time("created_at", default=True),
 )

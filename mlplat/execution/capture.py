@@ -1,8 +1,8 @@
 """Per-attempt logs: everything the attempt's process prints, its children and C code included.
 
-File descriptors 1 and 2 point at a file for the duration; a thread moves what is new into the
-artifact store every second, as numbered segments. So logs can be read while the attempt runs, and a
-killed attempt loses its last second at most.
+File descriptors 1 and 2 point at a file for the duration. Whoever looks after the attempt calls ``ship`` now
+and then, which moves what is new into the artifact store as numbered segments. So logs can be read while
+the attempt runs, and a killed attempt loses its last second at most.
 """
 
 from __future__ import annotations
@@ -11,13 +11,17 @@ import os
 import re
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
+from typing import TextIO
 
 from mlplat.artifacts.segments import Shipper
 from mlplat.artifacts.store import ArtifactStore
 
 SEGMENT_INTERVAL_S = 1.0
+FULL_NOTICE = b"\n[mlplat: the log is full; what follows is not kept]\n"
 _LABEL = re.compile(r"([A-Za-z0-9_-]{1,64})/([A-Za-z0-9_-]{1,128})/(-1|\d{1,9})/(\d{1,9})", re.ASCII)
 
 
@@ -38,54 +42,90 @@ def read_log(artifacts: ArtifactStore, run_id: str, step: str, item: int, attemp
     return b"".join(chunk for entry in artifacts.list(folder) for chunk in artifacts.read(f"{folder}/{entry.path}"))
 
 
-class _GrowingFile:
-    """A file that others append to, as a source of segments."""
+class AttemptLog:
+    """What one attempt prints. ``ship`` may be called from any thread."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, descriptor: int, artifacts: ArtifactStore, folder: str) -> None:
+        self._descriptor = descriptor
         self._offset = 0
+        self._lock = threading.Lock()
+
+        def write(name: str, body: bytes) -> None:
+            artifacts.write(f"{folder}/{name}", [body])
+
+        self._shipper = Shipper(self, write, SEGMENT_INTERVAL_S, full_notice=FULL_NOTICE)
+
+    def ship(self) -> None:
+        """Moves what is new into the store, as far as the store takes it."""
+        with self._lock:
+            if os.fstat(self._descriptor).st_size > self._offset:
+                self._shipper.ship()
+            if self._shipper.is_full:  # nobody will read it: the disk must not fill up with it
+                os.ftruncate(self._descriptor, 0)
+                self._offset = 0
 
     def peek(self, limit: int) -> bytes:
-        with open(self._path, "rb") as source:  # noqa: PTH123 - a plain file name from mkstemp
-            source.seek(self._offset)
-            return source.read(limit)
+        """See ``segments.Source``."""
+        return os.pread(self._descriptor, limit, self._offset)
 
     def drop(self, count: int) -> None:
+        """See ``segments.Source``."""
         self._offset += count
 
 
 @contextmanager
-def captured_output(artifacts: ArtifactStore, folder: str) -> Iterator[None]:
+def captured_output(artifacts: ArtifactStore, folder: str) -> Iterator[AttemptLog]:
     """Sends this process' stdout and stderr to the log at ``folder``. One at a time per process."""
-    handle, path = tempfile.mkstemp(prefix="mlplat-log-")
-    saved = os.dup(1), os.dup(2)
+    process = _process_output()
+    descriptor = _anonymous_file()
+    log = AttemptLog(descriptor, artifacts, folder)
     streams = sys.stdout, sys.stderr
-
-    def write(name: str, body: bytes) -> None:
-        artifacts.write(f"{folder}/{name}", [body])
-
-    shipper = Shipper(_GrowingFile(path), write, SEGMENT_INTERVAL_S)
-    shipper.start()
     _flush(*streams)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    os.close(handle)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
     # Ray replaces sys.stdout by its own object, which would bypass the descriptors.
-    sys.stdout = os.fdopen(os.dup(1), "w", buffering=1, errors="replace")
-    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="replace")
+    sys.stdout, sys.stderr = process.streams
     try:
-        yield
+        yield log
     finally:
-        _flush(sys.stdout, sys.stderr)
+        _flush(*process.streams)
         sys.stdout, sys.stderr = streams
-        for descriptor, original in zip((1, 2), saved, strict=True):
-            os.dup2(original, descriptor)
-            os.close(original)
-        shipper.close()
-        os.unlink(path)  # noqa: PTH108
+        for target, original in zip((1, 2), process.originals, strict=True):
+            os.dup2(original, target)
+        log.ship()
+        os.close(descriptor)
 
 
-def _flush(*streams: object) -> None:
+class _ProcessOutput:
+    """What captures share: where the descriptors pointed first, and text streams on top of them."""
+
+    def __init__(self) -> None:
+        self.originals = os.dup(1), os.dup(2)
+        self.streams: tuple[TextIO, TextIO] = (_text(1), _text(2))
+
+
+@cache
+def _process_output() -> _ProcessOutput:
+    return _ProcessOutput()
+
+
+def _text(descriptor: int) -> TextIO:
+    return os.fdopen(descriptor, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)
+
+
+def _anonymous_file() -> int:
+    """A file without a name, which goes with its last descriptor. Every write goes to its end."""
+    folder = tempfile.gettempdir()
+    with suppress(OSError, AttributeError):  # not every file system and not every Unix has these
+        return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    descriptor, path = tempfile.mkstemp(prefix="mlplat-log-")
+    os.close(descriptor)
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+    os.unlink(path)  # noqa: PTH108
+    return descriptor
+
+
+def _flush(*streams: TextIO) -> None:
     for stream in streams:
         with suppress(ValueError, OSError, AttributeError):
-            stream.flush()  # type: ignore[attr-defined]
+            stream.flush()

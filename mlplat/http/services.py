@@ -54,6 +54,14 @@ class SchedulerPort(Protocol):
         """Validates and stores a run; returns its id."""
         ...
 
+    async def cancel(self, run_id: str, by: str) -> None:
+        """Somebody has asked for the run's end, durably."""
+        ...
+
+    async def poke(self, run_id: str) -> None:
+        """People told the run something, durably."""
+        ...
+
 
 class StatusPort(Protocol):
     """The platform's actors."""

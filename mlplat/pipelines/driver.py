@@ -1,222 +1,276 @@
-"""Drives one pipeline run: what happened → plan → commit the transitions → act on them."""
+"""Drives one pipeline run: what happened → rules → durable rows → acts."""
 
 from __future__ import annotations
 
 import asyncio
-import copy
-from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 from mlplat.errors import InvalidInput
-from mlplat.pipelines.dag import dependencies
-from mlplat.pipelines.expressions import render
+from mlplat.pipelines.machine import RunMachine
 from mlplat.pipelines.model import (
-    WHOLE_STEP,
     Attempt,
     AttemptOutcome,
     AttemptRequest,
     AttemptState,
+    ChildRequest,
     Node,
     RunSnapshot,
+    Signal,
     State,
     StepRun,
+    attempt_label,
 )
-from mlplat.pipelines.outputs import open_for_expressions
-from mlplat.pipelines.planner import Decision, Expand, Finish, Settle, Start, StepRules, Wait, plan, settle_attempt
+from mlplat.pipelines.requests import cache_key
 from mlplat.pipelines.spec import PipelineSpec
-from mlplat.pipelines.transitions import RunChange, Transition
+from mlplat.pipelines.transitions import CachedOutput, Transition
 
-MAX_ITEMS = 10_000
+Request = AttemptRequest | ChildRequest
 
-#: Runs one attempt to its end. Never raises for what the attempt does.
-Launch = Callable[[AttemptRequest], Coroutine[Any, Any, AttemptOutcome]]
+
+class World(Protocol):
+    """Where attempts run. No method raises for what an attempt does."""
+
+    async def run(self, request: Request) -> AttemptOutcome:
+        """Runs the attempt to its end, or joins the one that runs under its name. Cancelled: a light attempt is
+        killed, a durable one and a sub-pipeline go on alone."""
+        ...
+
+    async def stop(self, request: Request) -> None:
+        """Makes the attempt end: it is asked to, and after a while forced. Its outcome comes from ``run``."""
+        ...
+
+    async def survives(self, request: Request) -> bool:
+        """Whether the attempt of an earlier owner can be joined."""
+        ...
+
+    async def acknowledge(self, request: Request) -> None:
+        """Its outcome is durable: whatever was kept for that may go."""
+        ...
+
+    async def lost(self, label: str) -> None:
+        """The attempt with this label died without a word: what it tracked ends with it."""
+        ...
+
+    async def find_cached(self, keys: Mapping[str, float | None]) -> Mapping[str, tuple[dict[str, Any], str]]:
+        """Outputs, with their runs, by key; the values are their greatest ages in seconds."""
+        ...
+
+    async def code_digest(self, uses: str) -> str | None:
+        """SHA-256 of the code behind a name, as it is where steps run; None when nobody knows."""
+        ...
+
+
 #: Makes a transition durable; raises Fenced when the run has another owner.
 Commit = Callable[[Transition], Awaitable[None]]
-#: Told about attempts that died without an outcome, by label.
-OnLost = Callable[[str], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Started:
+    """A worker has begun with an attempt."""
+
+    node: Node
+    attempt: int
+    at: datetime
+    where: str | None
+
+
+@dataclass(frozen=True)
+class Progressed:
+    """An attempt says how far it is."""
+
+    node: Node
+    attempt: int
+    progress: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Ended:
+    request: Request
+    outcome: AttemptOutcome
+
+
+@dataclass(frozen=True)
+class _Hit:
+    request: AttemptRequest
+    output: dict[str, Any]
+    run_id: str
+
+
+Event = Started | Progressed | Signal | _Ended | _Hit
 
 
 class RunDriver:
     """Owns one run under one epoch. ``drive`` ends when the run does, or raises Fenced."""
 
-    def __init__(self, snapshot: RunSnapshot, epoch: int, launch: Launch, commit: Commit, on_lost: OnLost) -> None:
-        self._spec = PipelineSpec.model_validate(snapshot.spec)
+    def __init__(
+        self,
+        spec: PipelineSpec,
+        snapshot: RunSnapshot,
+        epoch: int,
+        world: World,
+        commit: Commit,
+        *,
+        reuse: Mapping[Node, StepRun] | None = None,
+    ) -> None:
+        self._machine = RunMachine(spec, snapshot)
         self._run = snapshot.run
         self._epoch = epoch
-        self._launch = launch
+        self._world = world
         self._commit = commit
-        self._on_lost = on_lost
-        needs = dependencies(self._spec.steps)
-        self._rules = {
-            name: StepRules(frozenset(needs[name]), step.foreach is not None, step.retry)
-            for name, step in self._spec.steps.items()
-        }
-        self._nodes: dict[Node, StepRun] = {row.node: row for row in snapshot.step_runs}
-        self._attempts = {(row.step, row.item, row.attempt): row for row in snapshot.attempts}
-        self._running: dict[asyncio.Task[AttemptOutcome], Node] = {}
-        self._foreach: dict[str, list[Any]] = {}
-        self._scopes: dict[str, dict[str, Any]] = {}
-        self._changes = self._new_transition()
+        self._inbox: list[Event] = list(snapshot.signals)
+        self._woken = asyncio.Event()
+        self._tasks: dict[asyncio.Task[None], Node] = {}
+        self._requests: dict[Node, Request] = {}
+        self._cache_keys: dict[Node, str] = {}
+        self._cached: list[CachedOutput] = []
+        self._durable_ends: list[Request] = []
+        if reuse and self._run.resumed_from is not None:
+            self._machine.reuse(reuse, self._run.resumed_from)
 
     @property
     def active_attempts(self) -> int:
-        """Attempts that run now."""
-        return len(self._running)
+        """Attempts that are under way."""
+        return len(self._tasks)
+
+    def is_durable(self, step: str) -> bool:
+        """Whether the step's attempts run in actors of their own."""
+        return self._machine.steps[step].is_durable
+
+    def post(self, event: Event) -> None:
+        """Something happened; the run looks at it when it has time."""
+        self._inbox.append(event)
+        self._woken.set()
 
     async def drive(self) -> State:
         """Runs until the run is over and returns its final state.
 
         Raises:
-            Fenced: the run has another owner; this one's attempts were abandoned.
+            Fenced: the run has another owner; this one's light attempts were abandoned.
             Unavailable: Postgres stayed away.
         """
         try:
+            self._machine.begin(_now())
             await self._adopt()
-            while True:
-                decisions = plan(_now(), self._rules, self._nodes)
-                requests = [request for decision in decisions if (request := self._apply(decision)) is not None]
-                changed = await self._flush()
-                for request in requests:
-                    task = asyncio.create_task(self._launch(request))
-                    self._running[task] = (request.step, request.item)
-                if self._run.state.is_final:
-                    return self._run.state
-                if not changed or requests:
-                    await self._wait(decisions)
+            while not self._run.state.is_final:
+                self._apply_inbox()
+                actions = self._machine.advance(_now())
+                await self._flush([request for request in actions.start if isinstance(request, ChildRequest)])
+                for request in actions.start:
+                    self._spawn(request)
+                for node in actions.stop:
+                    await self._world.stop(self._requests[node])
+                if not self._run.state.is_final:
+                    await self._wait(actions.wake_at)
+            return self._run.state
         finally:
-            for task in self._running:
+            for task in self._tasks:
                 task.cancel()
 
     async def _adopt(self) -> None:
-        """Takes over what an earlier owner left: its running attempts died with it."""
-        lost = [row for row in self._nodes.values() if row.state is State.RUNNING and not self._is_fan_out(row)]
-        for row in lost:
-            # Before the commit: a crash in between repeats this, and never leaves it out.
-            await self._on_lost(f"{self._run.run_id}/{row.step}/{row.item}/{row.attempt}")
-            self._settle(row, AttemptOutcome(AttemptState.LOST, error="its executor was lost"))
-        if self._run.state is not State.RUNNING:
-            self._run.state = State.RUNNING
-            self._changes.run = RunChange(State.RUNNING, started_at=_now())
-        await self._flush()
+        """Takes over what an earlier owner left: durable attempts are joined, the others died with it."""
+        for row, entry in list(self._machine.open_attempts()):
+            request = self._request_again(row)
+            if request is not None and await self._world.survives(request):
+                self._spawn(request, is_new=False)
+            else:
+                # Before the commit: a crash in between repeats this, and never leaves it out.
+                await self._world.lost(self._label(row, entry))
+                gone = AttemptOutcome(AttemptState.LOST, error="its executor was lost")
+                self._machine.attempt_ended(row.node, row.attempt, gone, _now())
 
-    def _is_fan_out(self, row: StepRun) -> bool:
-        return row.item == WHOLE_STEP and self._rules[row.step].is_fan_out
-
-    def _apply(self, decision: Decision) -> AttemptRequest | None:
-        match decision:
-            case Start(node):
-                return self._start(self._nodes[node])
-            case Expand(step):
-                self._expand(self._nodes[step, WHOLE_STEP])
-            case Settle(node, state, error):
-                row = self._nodes[node]
-                row.state, row.error, row.finished_at = state, error, _now()
-                self._changes.step_runs.append(row)
-            case Finish(state, error):
-                self._run.state, self._run.error = state, error
-                self._changes.run = RunChange(state, error, finished_at=_now())
-            case Wait():
-                pass
-        return None
-
-    def _start(self, row: StepRun) -> AttemptRequest | None:
-        step = self._spec.steps[row.step]
-        row.started_at = row.started_at or _now()
-        row.retry_at = None
-        self._changes.step_runs.append(row)
+    def _request_again(self, row: StepRun) -> Request | None:
         try:
-            arguments = render(dict(step.with_), self._scope(row))
-        except InvalidInput as error:
-            row.state, row.error, row.finished_at = State.FAILED, error.message, _now()
+            return self._machine.request_of(row)
+        except InvalidInput:
             return None
-        row.state, row.attempt = State.RUNNING, row.attempt + 1
-        attempt = Attempt(row.step, row.item, row.attempt, AttemptState.RUNNING, _now())
-        self._attempts[row.step, row.item, row.attempt] = attempt
-        self._changes.attempts.append(attempt)
-        return AttemptRequest(
-            self._spec.name, self._run.run_id, row.step, row.item, row.attempt, step.uses, arguments,
-            step.retry.max_attempts, step.resources.cpus, step.resources.gpus, step.resources.memory_mb,
-            step.fresh_process,
-        )  # fmt: skip
 
-    def _expand(self, row: StepRun) -> None:
-        self._changes.step_runs.append(row)
-        try:
-            items = self._items_of(row.step)
-        except InvalidInput as error:
-            row.state, row.error, row.finished_at = State.FAILED, error.message, _now()
-            return
-        row.state, row.items, row.started_at = State.RUNNING, len(items), _now()
-        for index in range(len(items)):
-            item = StepRun(row.step, index, State.PENDING)
-            self._nodes[item.node] = item
-            self._changes.step_runs.append(item)
+    def _label(self, row: StepRun, entry: Attempt) -> str:
+        return attempt_label(self._run.run_id, row.step, row.item, entry.attempt)
 
-    def _items_of(self, step: str) -> list[Any]:
-        if step not in self._foreach:
-            items = render(self._spec.steps[step].foreach, self._outer_scope(step))
-            if not isinstance(items, list):
-                raise InvalidInput(f"foreach must give a list, not {type(items).__name__}")
-            if len(items) > MAX_ITEMS:
-                raise InvalidInput(f"foreach gave {len(items)} items, at most {MAX_ITEMS} are allowed")
-            self._foreach[step] = items
-        return self._foreach[step]
+    def _apply_inbox(self) -> None:
+        events, self._inbox = self._inbox, []
+        for event in events:
+            match event:
+                case Started(node, attempt, at, where):
+                    self._machine.attempt_started(node, attempt, at, where)
+                case Progressed(node, attempt, progress):
+                    self._machine.attempt_progressed(node, attempt, progress)
+                case _Ended(request, outcome):
+                    self._end(request, outcome)
+                case _Hit(request, output, run_id):
+                    self._machine.cache_hit(request.node, output, run_id, _now())
+                case Signal():
+                    self._machine.signal(event, _now())
 
-    def _scope(self, row: StepRun) -> dict[str, Any]:
-        scope = self._outer_scope(row.step)
-        return scope if row.item == WHOLE_STEP else scope | {"item": self._items_of(row.step)[row.item]}
-
-    def _outer_scope(self, step: str) -> dict[str, Any]:
-        """What the step's expressions see; it never changes once the step's needs have succeeded."""
-        if step not in self._scopes:
-            needed = self._rules[step].needs
-            outputs = {name: {"output": open_for_expressions(self._output_of(name))} for name in needed}
-            self._scopes[step] = {"params": self._run.params, "steps": outputs}
-        return self._scopes[step]
-
-    def _output_of(self, step: str) -> dict[str, Any] | None:
-        row = self._nodes[step, WHOLE_STEP]
-        if row.items is None:
-            return row.output
-        return {"kind": "list", "outputs": [self._nodes[step, index].output for index in range(row.items)]}
-
-    def _settle(self, row: StepRun, outcome: AttemptOutcome) -> None:
+    def _end(self, request: Request, outcome: AttemptOutcome) -> None:
         outcome = replace(outcome, error=_storable(outcome.error))
-        attempt = self._attempts[row.step, row.item, row.attempt]
-        attempt.state, attempt.error, attempt.finished_at = outcome.state, outcome.error, _now()
-        settle_attempt(_now(), self._run.run_id, row, outcome, self._spec.steps[row.step].retry)
-        self._changes.step_runs.append(row)
-        self._changes.attempts.append(attempt)
+        if not self._machine.attempt_ended(request.node, request.attempt, outcome, _now()):
+            return
+        key = self._cache_keys.pop(request.node, None)
+        if key is not None and outcome.state is AttemptState.SUCCEEDED and outcome.output is not None:
+            self._cached.append(CachedOutput(key, request.step, request.item, outcome.output))
+        if isinstance(request, AttemptRequest) and request.durable:
+            self._durable_ends.append(request)
 
-    async def _flush(self) -> bool:
-        if self._changes.is_empty:
+    async def _flush(self, children: Sequence[ChildRequest]) -> None:
+        changes = self._machine.take_changes()
+        if changes is None:
+            return
+        await self._commit(Transition.of(self._run.run_id, self._epoch, changes, children, self._cached))
+        self._cached = []
+        ended, self._durable_ends = self._durable_ends, []
+        for request in ended:
+            await self._world.acknowledge(request)
+
+    def _spawn(self, request: Request, *, is_new: bool = True) -> None:
+        self._requests[request.node] = request
+        task = asyncio.get_running_loop().create_task(self._run_attempt(request, is_new))
+        self._tasks[task] = request.node
+        task.add_done_callback(self._tasks.pop)
+
+    async def _run_attempt(self, request: Request, is_new: bool) -> None:
+        if is_new and isinstance(request, AttemptRequest) and await self._take_cached(request):
+            return
+        outcome = await self._world.run(request)
+        if outcome.state is AttemptState.LOST or (outcome.state is AttemptState.FAILED and outcome.started_at is None):
+            label = attempt_label(self._run.run_id, request.step, request.item, request.attempt)
+            await self._world.lost(label)
+        self.post(_Ended(request, outcome))
+
+    async def _take_cached(self, request: AttemptRequest) -> bool:
+        caching = self._machine.steps[request.step].caching
+        if caching is None:
             return False
-        changes, self._changes = self._changes, self._new_transition()
-        # The writer may hold rows across an await; these objects go on changing.
-        changes.step_runs = [copy.copy(row) for row in changes.step_runs]
-        changes.attempts = [copy.copy(row) for row in changes.attempts]
-        await self._commit(changes)
+        code = await self._world.code_digest(str(request.target)) if _is_name(request) else ""
+        if code is None:
+            return False
+        key = cache_key(request, caching.version, code)
+        self._cache_keys[request.node] = key
+        found = (await self._world.find_cached({key: caching.ttl_s})).get(key)
+        if found is None:
+            return False
+        self._cache_keys.pop(request.node)
+        self.post(_Hit(request, *found))
         return True
 
-    def _new_transition(self) -> Transition:
-        return Transition(self._run.run_id, self._epoch)
-
-    async def _wait(self, decisions: list[Decision]) -> None:
-        until = next((decision.until for decision in decisions if isinstance(decision, Wait)), None)
-        timeout = max(0.0, (until - _now()).total_seconds()) if until is not None else None
-        if not self._running:
-            assert timeout is not None, f"run {self._run.run_id} is stuck: {self._nodes}"
-            await asyncio.sleep(timeout)
+    async def _wait(self, until: datetime | None) -> None:
+        if self._inbox:
             return
-        done, _pending = await asyncio.wait(self._running, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            row = self._nodes[self._running.pop(task)]
-            outcome = task.result()
-            self._settle(row, outcome)
-            if outcome.state is AttemptState.LOST:
-                await self._on_lost(f"{self._run.run_id}/{row.step}/{row.item}/{row.attempt}")
+        self._woken.clear()
+        timeout = None if until is None else max(0.0, (until - _now()).total_seconds())
+        try:
+            async with asyncio.timeout(timeout):
+                await self._woken.wait()
+        except TimeoutError:
+            return
+
+
+def _is_name(request: AttemptRequest) -> bool:
+    """Whether the target only names its code, so that the code itself must be known from elsewhere."""
+    return request.kind == "uses" and not str(request.target).startswith("pickle:")
 
 
 def _storable(text: str | None) -> str | None:

@@ -1,4 +1,4 @@
-"""``${{ … }}``: JMESPath over ``params``, ``steps.<name>.output`` and, in a fan-out, ``item``.
+"""``${{ … }}``: JMESPath over ``params``, ``run``, ``steps.<name>.output|state`` and, in a fan-out, ``item``.
 
 JMESPath has no side effects, no loops and no way to reach Python, so an expression cannot do harm.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,8 @@ from jmespath.exceptions import JMESPathError
 from mlplat.errors import InvalidInput
 
 _EXPRESSION = re.compile(r"\$\{\{(.*?)\}\}", re.DOTALL)
-ROOTS = ("params", "steps", "item")
+ROOTS = ("params", "steps", "item", "run")
+RUN_FIELDS = ("id", "pipeline", "state")
 
 
 @dataclass(frozen=True)
@@ -69,12 +71,14 @@ def references(expression: str) -> set[tuple[str, ...]]:
         if not path or path[0] not in ROOTS:
             raise InvalidInput(
                 f"{expression!r} refers to {'.'.join(path) or 'nothing'}: expressions read params.<name>, "
-                "steps.<name>.output and, with foreach, item"
+                "steps.<name>.output, run.id and, with foreach, item"
             )
         if path[0] == "params" and len(path) < 2:
             raise InvalidInput(f"{expression!r}: name the parameter, as in params.seed")
-        if path[0] == "steps" and (len(path) < 3 or path[2] != "output"):
+        if path[0] == "steps" and (len(path) < 3 or path[2] not in {"output", "state"}):
             raise InvalidInput(f"{expression!r}: name a step's output, as in steps.load.output")
+        if path[0] == "run" and (len(path) < 2 or path[1] not in RUN_FIELDS):
+            raise InvalidInput(f"{expression!r}: name one of {', '.join(f'run.{name}' for name in RUN_FIELDS)}")
     return found
 
 
@@ -127,6 +131,15 @@ def render(template: object, scope: Mapping[str, Any]) -> Any:
     if isinstance(template, list | tuple):
         return [render(inner, scope) for inner in template]
     return template
+
+
+def render_command(command: str, scope: Mapping[str, Any]) -> str:
+    """A shell command with every expression replaced by its value as one quoted word, never as code.
+
+    Raises:
+        InvalidInput: an expression fails on these values.
+    """
+    return _EXPRESSION.sub(lambda match: shlex.quote(_as_text(_evaluate(match.group(1).strip(), scope))), command)
 
 
 def _evaluate(expression: str, scope: Mapping[str, Any]) -> Any:

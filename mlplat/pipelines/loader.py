@@ -97,7 +97,7 @@ def build_spec(document: Mapping[str, Any], source: str = "definition", lines: L
     except ValidationError as error:
         problems = [Problem(_document_path(item["loc"]), _reason(item)) for item in error.errors()]
         raise InvalidPipeline(_report(problems, source, lines)) from error
-    problems = check_graph(spec.steps, spec.parameters)
+    problems = check_graph(spec)
     if problems:
         raise InvalidPipeline(_report(problems, source, lines))
     return spec

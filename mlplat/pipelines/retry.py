@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Protocol
 
 
@@ -33,6 +34,31 @@ class RetryLike(Protocol):
     def jitter(self) -> float:
         """Fraction of the wait that is random."""
         ...
+
+    @property
+    def on(self) -> list[str]:
+        """Exceptions that are worth another attempt; empty: all are."""
+        ...
+
+    @property
+    def never_on(self) -> list[str]:
+        """Exceptions that are not."""
+        ...
+
+
+def is_worth_retrying(policy: RetryLike, error_types: Sequence[str]) -> bool:
+    """Whether the policy covers an exception, given its class and bases as ``module.Class``.
+
+    An attempt that ended without an exception, such as a dead process, has no types: only a filter that asks for
+    some leaves it out.
+    """
+    if any(_names(pattern, error_types) for pattern in policy.never_on):
+        return False
+    return not policy.on or any(_names(pattern, error_types) for pattern in policy.on)
+
+
+def _names(pattern: str, error_types: Sequence[str]) -> bool:
+    return any(name == pattern or name.rpartition(".")[2] == pattern for name in error_types)
 
 
 def backoff_s(policy: RetryLike, failures: int, seed: str) -> float | None:

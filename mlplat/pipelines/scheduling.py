@@ -1,4 +1,4 @@
-"""What the pipeline scheduler does, apart from being an actor: accept, assign, and re-assign.
+"""What the pipeline scheduler does, apart from being an actor: accept, queue, assign, and re-assign.
 
 The leader holds a lease. It keeps no truth: whatever it knows is in Postgres, and a new leader finds
 it there. It never touches running work; executors own that.
@@ -8,21 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import secrets
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Protocol
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mlplat.db.engine import CONNECTION_ERRORS
+from mlplat.db.group_commit import GroupCommit
 from mlplat.db.lease import LeaseKeeper
 from mlplat.errors import Fenced, InvalidInput, InvalidPipeline, Overloaded, PlatformError, Unavailable
-from mlplat.pipelines.loader import build_spec
-from mlplat.pipelines.model import PipelineRun, Submission
-from mlplat.pipelines.spec import PipelineSpec
+from mlplat.pipelines.admission import AdmissionQueue, Candidate
+from mlplat.pipelines.expressions import render
+from mlplat.pipelines.model import Assignment, PipelineRun, State, Submission
+from mlplat.pipelines.parsing import ParsedSpec, SpecCache
+from mlplat.pipelines.resume import check_resume
 from mlplat.pipelines.store import PipelineStore
+from mlplat.pipelines.submissions import NewRun, SubmissionStore
 
-RECONCILE_S = 0.5
-MAX_SUBMITTING = 1_000
+RECONCILE_S = 1.0
+RUN_ID_BYTES = 6
 _log = logging.getLogger(__name__)
 
 
@@ -34,12 +40,16 @@ class Executor(Protocol):
         """Its actor name."""
         ...
 
-    async def assign(self, run_id: str, epoch: int) -> None:
-        """Hands a run over; returns when the executor has it."""
+    async def assign(self, assignments: Sequence[Assignment]) -> None:
+        """Hands runs over; returns when the executor has them."""
         ...
 
     async def owned(self) -> Mapping[str, int]:
         """The runs it drives, with their epochs."""
+        ...
+
+    async def poke(self) -> None:
+        """People told its runs something; it looks now."""
         ...
 
 
@@ -51,73 +61,198 @@ class SchedulerService:
     """The leader. Build it inside a running event loop, then ``await start()``."""
 
     def __init__(
-        self, engine: AsyncEngine, lease: LeaseKeeper, executors: Sequence[Executor], check_imports: ImportCheck
+        self,
+        engine: AsyncEngine,
+        lease: LeaseKeeper,
+        executors: Sequence[Executor],
+        check_imports: ImportCheck,
+        *,
+        max_active_runs: int,
     ) -> None:
         self._store = PipelineStore(engine)
+        self._submissions = SubmissionStore(engine, lease)
         self._lease = lease
-        self._executors = executors
+        self._executors = {executor.name: executor for executor in executors}
+        self._lanes = {
+            name: GroupCommit(executor.assign, max_group=500, max_pending=100_000)
+            for name, executor in self._executors.items()
+        }
         self._check_imports = check_imports
-        self._placing: set[str] = set()
-        self._submitting = 0
-        self._open_runs = 0
+        self._specs = SpecCache()
+        self._queue = AdmissionQueue(max_active_runs)
+        self._placed: dict[str, str] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Waits for the leader's lease, then keeps runs placed in the background."""
+        """Waits for the leader's lease, finds what is open, then keeps runs placed in the background."""
         await self._lease.start()
+        for run in await self._submissions.find_open(assigned=True):
+            self._note_active(run)
+        for run in await self._submissions.find_open(assigned=False):
+            self._queue.add(_candidate(run))
         self._reconciler = asyncio.get_running_loop().create_task(self._reconcile_forever())
 
     async def submit(self, submission: Submission) -> str:
-        """Validates, stores and assigns a run; returns its id once that is durable.
+        """Validates, stores and queues a run; returns its id once that is durable.
 
         Raises:
             InvalidPipeline: one problem a line, each with its path.
             InvalidInput: the idempotency key belongs to a different submission.
-            Overloaded: too many submissions at once.
+            NotFound: the run to resume does not exist.
+            Overloaded: too many submissions at once, or the pipeline's concurrency key is full and says so.
             Unavailable: Postgres is away, or another scheduler leads.
         """
-        if self._submitting >= MAX_SUBMITTING:
-            raise Overloaded(f"{self._submitting} submissions are under way; retry in a second")
         if "\x00" in submission.idempotency_key + submission.submitted_by:
             raise InvalidInput("the idempotency key and the submitter may not contain NUL characters")
-        self._submitting += 1
         try:
-            spec = build_spec(submission.spec)
-            params = spec.resolve_params(submission.params)
-            await self._require_imports(spec)
-            run_id, is_new = await self._store.add_run(self._lease.current, spec, dict(params), submission)
+            new = await self._validate(submission)
+            candidate = Candidate(
+                new.run_id, new.priority, new.submitted_by, new.concurrency_key, new.concurrency_limit or 1
+            )
+            new.executor = self._place_at_once(candidate)
+            return await self._store_new(new, candidate)
         except Fenced:
             self._lease.lost.set()
             raise
         except CONNECTION_ERRORS as error:
             raise Unavailable("Postgres is away; retry") from error
-        finally:
-            self._submitting -= 1
-        if is_new:
-            try:
-                await self._place(run_id)
-            except (PlatformError, *CONNECTION_ERRORS) as error:
-                _log.warning("run %s waits for an executor: %s", run_id, error)
-        return run_id
+
+    async def cancel(self, run_id: str, by: str) -> None:
+        """Somebody has asked for the run's end, durably: it ends now if it waits, else its executor looks."""
+        if run_id in self._placed:
+            await self.poke(run_id)
+        elif await self._submissions.end_waiting(run_id, State.CANCELLED, f"cancelled by {by}"):
+            self._queue.end(run_id)
+
+    async def poke(self, run_id: str) -> None:
+        """People told the run something, durably: its executor looks now."""
+        name = self._placed.get(run_id)
+        if name is not None:
+            await self._executors[name].poke()
+
+    async def ended(self, run_ids: Iterable[str]) -> None:
+        """These runs are over: others may take their places."""
+        for run_id in run_ids:
+            self._placed.pop(run_id, None)
+            self._queue.end(run_id)
+        await self._admit()
 
     def lag(self) -> str:
-        """Runs that are not over, for people."""
-        return f"{self._open_runs} open runs"
+        """What is under way and what waits, for people."""
+        return f"{len(self._queue.active)} runs, {len(self._queue)} waiting"
 
     async def stop(self) -> None:
         """Gives the lease back."""
         self._reconciler.cancel()
+        await self._submissions.close()
+        for lane in self._lanes.values():
+            await lane.close()
         await self._lease.stop()
 
-    async def _require_imports(self, spec: PipelineSpec) -> None:
-        named = sorted({step.uses for step in spec.steps.values() if not step.uses.startswith("pickle:")})
-        if not named:
+    async def _validate(self, submission: Submission) -> NewRun:
+        parsed = self._specs.get(submission.spec)
+        spec = parsed.spec
+        params = dict(spec.resolve_params(submission.params))
+        await self._require_imports(parsed)
+        if submission.resumed_from is not None:
+            check_resume(await self._store.get_snapshot(submission.resumed_from), spec, submission.from_step)
+        key = None
+        if spec.concurrency is not None:
+            key = str(render(spec.concurrency.key, {"params": params}))[:1_000]
+            await self._make_room(parsed, key)
+        return NewRun(
+            secrets.token_hex(RUN_ID_BYTES), spec.digest, spec.name, parsed.raw, params, submission.idempotency_key,
+            submission.submitted_by, submission.source,
+            spec.priority if submission.priority is None else submission.priority,
+            key, None if spec.concurrency is None else spec.concurrency.limit,
+            submission.resumed_from, submission.from_step, None,
+        )  # fmt: skip
+
+    async def _require_imports(self, parsed: ParsedSpec) -> None:
+        if not parsed.imports:
             return
-        failures = await self._check_imports(named)
-        problems = [
-            f"steps.{name}.uses: {failures[step.uses]}" for name, step in spec.steps.items() if step.uses in failures
-        ]
+        failures = await self._check_imports(parsed.imports)
+        problems = [f"{path}: {failures[name]}" for path, name in parsed.uses if name in failures]
         if problems:
             raise InvalidPipeline("\n".join(problems))
+
+    async def _make_room(self, parsed: ParsedSpec, key: str) -> None:
+        """What the pipeline says about a full concurrency key."""
+        concurrency = parsed.spec.concurrency
+        if concurrency is None or not self._queue.is_full(key, concurrency.limit):
+            return
+        if concurrency.when_full == "reject":
+            holders = ", ".join(self._queue.holders(key)[:5])
+            raise Overloaded(f"concurrency key {key!r} is full: {holders} of {parsed.spec.name!r} must end first")
+        if concurrency.when_full == "cancel_running":
+            for run_id in self._queue.holders(key):
+                await self._store.cancel(run_id, "the scheduler", f"a newer run has the concurrency key {key!r}")
+                await self.cancel(run_id, "the scheduler")
+
+    def _place_at_once(self, candidate: Candidate) -> str | None:
+        """The executor for a new run if nobody waits before it; it counts as under way from here on."""
+        self._queue.add(candidate)
+        if self._queue.take_next_is(candidate):
+            return self._choose_executor(candidate.run_id)
+        return None
+
+    def _choose_executor(self, run_id: str) -> str:
+        loads = dict.fromkeys(self._executors, 0)
+        for name in self._placed.values():
+            if name in loads:
+                loads[name] += 1
+        chosen = min(loads, key=loads.__getitem__)
+        self._placed[run_id] = chosen
+        return chosen
+
+    async def _store_new(self, new: NewRun, candidate: Candidate) -> str:
+        try:
+            run_id, is_new = await self._submissions.add(new)
+        except BaseException:
+            self._forget(new.run_id)
+            raise
+        if not is_new:
+            self._forget(new.run_id)
+        elif new.executor is not None:
+            self._hand_over(new.executor, Assignment(run_id, 1, bytes(new.spec), _fresh(new)))
+        return run_id
+
+    def _forget(self, run_id: str) -> None:
+        self._placed.pop(run_id, None)
+        self._queue.end(run_id)
+
+    def _hand_over(self, executor: str, assignment: Assignment) -> None:
+        """In the background: the run is durable, and reconciling repeats what fails here."""
+        task = asyncio.get_running_loop().create_task(self._hand_over_now(executor, assignment))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _hand_over_now(self, executor: str, assignment: Assignment) -> None:
+        try:
+            await self._lanes[executor].submit(assignment)
+        except PlatformError as error:
+            _log.warning("run %s waits for %s: %s", assignment.run_id, executor, error)
+
+    async def _admit(self) -> None:
+        """Gives waiting runs to executors, as far as there is room."""
+        placements: dict[str, str] = {}
+        while (candidate := self._queue.take_next()) is not None:
+            placements[candidate.run_id] = self._choose_executor(candidate.run_id)
+        await self._assign(placements)
+
+    async def _assign(self, placements: Mapping[str, str]) -> None:
+        epochs = await self._submissions.assign(placements)
+        for run_id, executor in placements.items():
+            if run_id in epochs:
+                self._hand_over(executor, Assignment(run_id, epochs[run_id]))
+            else:
+                self._forget(run_id)
+
+    def _note_active(self, run: PipelineRun) -> None:
+        if run.executor is not None:
+            self._placed[run.run_id] = run.executor
+        if not run.source.startswith("step:"):  # a sub-pipeline has its place through the run that it is part of
+            self._queue.start(_candidate(run))
 
     async def _reconcile_forever(self) -> None:
         while True:
@@ -131,36 +266,42 @@ class SchedulerService:
             await asyncio.sleep(RECONCILE_S)
 
     async def _reconcile(self) -> None:
-        """Gives every open run that nobody drives to an executor."""
-        open_runs = await self._store.find_open()
-        self._open_runs = len(open_runs)
-        if not open_runs:
-            return
+        """Gives every open run that nobody drives to an executor, and finds out what nobody has told."""
+        before = set(self._placed)
+        open_runs = {run.run_id: run for run in await self._submissions.find_open(assigned=True)}
+        for run_id in before - open_runs.keys():
+            self._forget(run_id)
+        for run in open_runs.values():
+            self._note_active(run)
+        for run_id, by in await self._submissions.find_cancelled_waiting():
+            await self.cancel(run_id, by)
+        await self._admit()
         owned: dict[str, Mapping[str, int]] = {}
-        for executor in self._executors:
-            try:
-                owned[executor.name] = await executor.owned()
-            except Unavailable:
-                continue  # Ray restarts it; its runs are placed when it answers again
-        for run in open_runs:
-            if not self._is_driven(run, owned):
-                await self._place(run.run_id)
+        if open_runs:
+            for name, executor in self._executors.items():
+                try:
+                    owned[name] = await executor.owned()
+                except Unavailable:
+                    continue  # Ray restarts it; its runs are placed when it answers again
+        lost = [run.run_id for run in open_runs.values() if not self._is_driven(run, owned)]
+        await self._assign({run_id: self._choose_executor(run_id) for run_id in lost})
 
     def _is_driven(self, run: PipelineRun, owned: Mapping[str, Mapping[str, int]]) -> bool:
-        if run.executor is None:
+        if run.executor not in self._executors:
             return False
         if run.executor not in owned:
-            return any(executor.name == run.executor for executor in self._executors)
+            return True
         return owned[run.executor].get(run.run_id) == run.epoch
 
-    async def _place(self, run_id: str) -> None:
-        if run_id in self._placing:
-            return
-        self._placing.add(run_id)
-        try:
-            executor = self._executors[hash(run_id) % len(self._executors)]
-            epoch = await self._store.assign(self._lease.current, run_id, executor.name)
-            if epoch is not None:
-                await executor.assign(run_id, epoch)
-        finally:
-            self._placing.discard(run_id)
+
+def _candidate(run: PipelineRun) -> Candidate:
+    return Candidate(run.run_id, run.priority, run.submitted_by, run.concurrency_key, run.concurrency_limit or 1)
+
+
+def _fresh(new: NewRun) -> PipelineRun:
+    return PipelineRun(
+        new.run_id, new.name, new.digest, new.params, State.QUEUED, executor=new.executor, epoch=1,
+        submitted_by=new.submitted_by, created_at=datetime.now(UTC), priority=new.priority,
+        concurrency_key=new.concurrency_key, concurrency_limit=new.concurrency_limit, source=new.source,
+        resumed_from=new.resumed_from, resumed_step=new.resumed_step,
+    )  # fmt: skip

@@ -1,113 +1,61 @@
-"""Pipelines and their runs in Postgres: what everybody may read, and what the scheduler writes."""
+"""Pipelines and their runs in Postgres: what everybody may read, and what people may say to a run."""
 
 from __future__ import annotations
 
-import secrets
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Row, func, literal, select, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import Row, func, insert, literal, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from mlplat.db.lease import Lease
-from mlplat.db.tables import attempt, pipeline, pipeline_run, step_run
-from mlplat.errors import InvalidInput, NotFound
+from mlplat.db.tables import attempt, pipeline, pipeline_run, pipeline_signal, step_cache, step_run
+from mlplat.errors import InvalidInput, NotFound, PermissionDenied
 from mlplat.pipelines.model import (
     WHOLE_STEP,
     Attempt,
     AttemptState,
     PipelineRun,
     RunSnapshot,
+    Signal,
+    SignalKind,
     State,
     StepRun,
-    Submission,
 )
 from mlplat.pipelines.spec import PipelineSpec
 
 OPEN_STATES = (State.PENDING, State.QUEUED, State.RUNNING)
-RUN_ID_BYTES = 6
+#: Written out, so that Postgres uses the partial index.
+IS_OPEN = pipeline_run.c.state.in_([literal(state.value, literal_execute=True) for state in OPEN_STATES])
 
 
 class PipelineStore:
-    """All methods are safe to call concurrently."""
+    """All methods are safe to call concurrently. The executors' writes are in ``transitions``, the leader's in
+    ``submissions``."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
 
-    async def add_run(
-        self, held: Lease, spec: PipelineSpec, params: dict[str, Any], submission: Submission
-    ) -> tuple[str, bool]:
-        """Stores a validated submission; returns the run's id and whether it is new.
-
-        The same idempotency key again gives the first run, so a caller that lost the answer may repeat.
-
-        Raises:
-            InvalidInput: the key was used for another pipeline or other parameters.
-            Fenced: another scheduler leads.
-        """
-        run_id = secrets.token_hex(RUN_ID_BYTES)
-        async with self._engine.begin() as connection:
-            await held.check(connection)
-            definition = insert(pipeline).values(digest=spec.digest, name=spec.name, spec=spec.to_json())
-            await connection.execute(definition.on_conflict_do_nothing())
-            added = insert(pipeline_run).values(
-                run_id=run_id, digest=spec.digest, name=spec.name, params=params, state=State.QUEUED,
-                idempotency_key=submission.idempotency_key, submitted_by=submission.submitted_by,
-            )  # fmt: skip
-            added = added.on_conflict_do_nothing(index_elements=["idempotency_key"])
-            if (await connection.execute(added.returning(pipeline_run.c.run_id))).first() is None:
-                return await self._known_run(connection, spec, params, submission.idempotency_key), False
-            rows = [{"run_id": run_id, "step": step, "item": WHOLE_STEP, "state": State.PENDING} for step in spec.steps]
-            await connection.execute(insert(step_run), rows)
-        return run_id, True
-
-    @staticmethod
-    async def _known_run(connection: AsyncConnection, spec: PipelineSpec, params: dict[str, Any], key: str) -> str:
-        query = select(pipeline_run).where(pipeline_run.c.idempotency_key == key)
-        row = (await connection.execute(query)).one()
-        if row.digest != spec.digest or row.params != params:
-            raise InvalidInput(f"idempotency key {key!r} belongs to run {row.run_id}, which is a different submission")
-        return str(row.run_id)
-
-    async def assign(self, held: Lease, run_id: str, executor: str) -> int | None:
-        """Gives an open run to an executor under a new epoch, which fences its earlier owner.
-
-        Returns the epoch, or None when the run is over.
-
-        Raises:
-            Fenced: another scheduler leads.
-        """
-        statement = (
-            update(pipeline_run)
-            .where(pipeline_run.c.run_id == run_id, pipeline_run.c.state.in_(OPEN_STATES))
-            .values(executor=executor, epoch=pipeline_run.c.epoch + 1)
-            .returning(pipeline_run.c.epoch)
-        )
-        async with self._engine.begin() as connection:
-            await held.check(connection)
-            epoch: int | None = (await connection.execute(statement)).scalar()
-        return epoch
-
-    async def find_open(self) -> list[PipelineRun]:
-        """Runs that are not over, oldest first."""
+    async def find_runs(
+        self,
+        limit: int,
+        offset: int = 0,
+        *,
+        name: str | None = None,
+        state: State | None = None,
+        submitted_by: str | None = None,
+        source: str | None = None,
+    ) -> list[PipelineRun]:
+        """Runs, newest first; each given value must be met."""
+        wanted = {"name": name, "state": state, "submitted_by": submitted_by, "source": source}
         query = (
             select(pipeline_run)
-            .where(pipeline_run.c.state.in_([literal(state.value, literal_execute=True) for state in OPEN_STATES]))
-            .order_by(pipeline_run.c.created_at)
-        )
-        async with self._engine.connect() as connection:
-            return [_run(row) for row in await connection.execute(query)]
-
-    async def find_runs(self, limit: int, offset: int = 0) -> list[PipelineRun]:
-        """Runs, newest first."""
-        query = (
-            select(pipeline_run)
+            .where(*(pipeline_run.c[column] == value for column, value in wanted.items() if value is not None))
             .order_by(pipeline_run.c.created_at.desc(), pipeline_run.c.run_id)
             .limit(limit)
             .offset(offset)
         )
         async with self._engine.connect() as connection:
-            return [_run(row) for row in await connection.execute(query)]
+            return [run_of(row) for row in await connection.execute(query)]
 
     async def count_by_state(self) -> dict[str, int]:
         """Number of runs in each state."""
@@ -115,8 +63,34 @@ class PipelineStore:
         async with self._engine.connect() as connection:
             return {row[0]: row[1] for row in await connection.execute(query)}
 
+    async def get_run(self, run_id: str) -> PipelineRun:
+        """The run without its steps.
+
+        Raises:
+            NotFound: no such run.
+        """
+        async with self._engine.connect() as connection:
+            row = (await connection.execute(select(pipeline_run).where(pipeline_run.c.run_id == run_id))).first()
+        if row is None:
+            raise NotFound(f"No pipeline run with id={run_id} exists")
+        return run_of(row)
+
+    async def find_states(self, run_ids: Sequence[str]) -> dict[str, PipelineRun]:
+        """The runs of that many ids, without their steps; unknown ids are left out."""
+        query = select(pipeline_run).where(pipeline_run.c.run_id.in_(run_ids))
+        async with self._engine.connect() as connection:
+            return {row.run_id: run_of(row) for row in await connection.execute(query)}
+
     async def get_snapshot(self, run_id: str) -> RunSnapshot:
-        """The run with definition, steps and attempts, from one moment.
+        """The run with definition, steps, attempts and signals, from one moment. Every step has a row.
+
+        Raises:
+            NotFound: no such run.
+        """
+        return await self.get_changes(run_id, -1)
+
+    async def get_changes(self, run_id: str, after: int) -> RunSnapshot:
+        """The run with those of its steps and attempts that changed after transition number ``after``.
 
         Raises:
             NotFound: no such run.
@@ -131,30 +105,123 @@ class PipelineStore:
             row = (await connection.execute(query)).first()
             if row is None:
                 raise NotFound(f"No pipeline run with id={run_id} exists")
-            steps = await connection.execute(
-                select(step_run).where(step_run.c.run_id == run_id).order_by(step_run.c.step, step_run.c.item)
-            )
-            attempts = await connection.execute(
-                select(attempt).where(attempt.c.run_id == run_id).order_by(attempt.c.started_at)
-            )
-            return RunSnapshot(
-                _run(row), row.spec, [_step_run(step) for step in steps], [_attempt(entry) for entry in attempts]
-            )
+            return await _with_rows(connection, row, after)
+
+    async def find_signals(self, executor: str) -> list[Signal]:
+        """What people told the open runs of an executor."""
+        query = (
+            select(pipeline_signal)
+            .join(pipeline_run, pipeline_run.c.run_id == pipeline_signal.c.run_id)
+            .where(IS_OPEN, pipeline_run.c.executor == executor)
+            .order_by(pipeline_signal.c.signal_id)
+        )
+        async with self._engine.connect() as connection:
+            return [_signal(row) for row in await connection.execute(query)]
+
+    async def cancel(self, run_id: str, by: str, comment: str = "") -> PipelineRun:
+        """Asks for the run's end and returns the run. A run that is over stays as it is.
+
+        Raises:
+            NotFound: no such run.
+        """
+        run = await self.get_run(run_id)
+        if not run.state.is_final:
+            await self._add_signal(run_id, SignalKind.CANCEL, "", by, comment)
+        return run
+
+    async def decide(self, run_id: str, step: str, *, approve: bool, by: str, comment: str = "") -> PipelineRun:
+        """Approves or rejects what a run waits for.
+
+        Raises:
+            NotFound: no such run, or no such step.
+            InvalidInput: the step is no approval, or does not wait for one now.
+            PermissionDenied: ``by`` is none of those who may decide.
+        """
+        snapshot = await self.get_snapshot(run_id)
+        definition = PipelineSpec.model_validate(snapshot.spec).all_steps.get(step)
+        if definition is None:
+            raise NotFound(f"pipeline run {run_id} has no step {step!r}")
+        if definition.approval is None:
+            raise InvalidInput(f"step {step!r} is no approval")
+        state = next(row.state for row in snapshot.step_runs if row.node == (step, WHOLE_STEP))
+        if state is not State.QUEUED:
+            raise InvalidInput(f"step {step!r} is {state}; only a QUEUED approval can be decided")
+        allowed = definition.approval.approvers
+        if allowed and by not in allowed:
+            raise PermissionDenied(f"{by!r} may not decide on {step!r}; {', '.join(allowed)} may")
+        if definition.approval.not_submitter and by == snapshot.run.submitted_by:
+            raise PermissionDenied(f"{by!r} submitted the run, and somebody else must decide on {step!r}")
+        await self._add_signal(run_id, SignalKind.APPROVE if approve else SignalKind.REJECT, step, by, comment)
+        return snapshot.run
+
+    async def find_cached(self, keys: Mapping[str, float | None]) -> dict[str, tuple[dict[str, Any], str]]:
+        """Outputs with the runs that made them, by key. ``keys`` has the greatest age in seconds, or None."""
+        query = select(
+            step_cache.c.key, step_cache.c.output, step_cache.c.run_id,
+            func.extract("epoch", func.clock_timestamp() - step_cache.c.created_at).label("age_s"),
+        ).where(step_cache.c.key.in_(list(keys)))  # fmt: skip
+        found: dict[str, tuple[dict[str, Any], str]] = {}
+        async with self._engine.connect() as connection:
+            for row in await connection.execute(query):
+                ttl_s = keys[row.key]
+                if ttl_s is None or row.age_s <= ttl_s:
+                    found[row.key] = (row.output, row.run_id)
+        return found
+
+    async def _add_signal(self, run_id: str, kind: SignalKind, step: str, by: str, comment: str) -> None:
+        values = {"run_id": run_id, "kind": kind, "step": step, "by": by, "comment": comment}
+        async with self._engine.begin() as connection:
+            await connection.execute(insert(pipeline_signal).values(**values))
 
 
-def _run(row: Row[Any]) -> PipelineRun:
+async def _with_rows(connection: AsyncConnection, row: Row[Any], after: int) -> RunSnapshot:
+    run_id = row.run_id
+    steps = await connection.execute(
+        select(step_run)
+        .where(step_run.c.run_id == run_id, step_run.c.seq > after)
+        .order_by(step_run.c.step, step_run.c.item)
+    )
+    attempts = await connection.execute(
+        select(attempt)
+        .where(attempt.c.run_id == run_id, attempt.c.seq > after)
+        .order_by(attempt.c.queued_at, attempt.c.step, attempt.c.item, attempt.c.attempt)
+    )
+    signals = await connection.execute(
+        select(pipeline_signal).where(pipeline_signal.c.run_id == run_id).order_by(pipeline_signal.c.signal_id)
+    )
+    step_runs = [_step_run(step) for step in steps]
+    if after < 0:
+        known = {entry.node for entry in step_runs}
+        names = [*row.spec["steps"], *row.spec.get("finally", {})]
+        step_runs += [StepRun(name, WHOLE_STEP, State.PENDING) for name in names if (name, WHOLE_STEP) not in known]
+    return RunSnapshot(
+        run_of(row), row.spec, step_runs, [_attempt(entry) for entry in attempts], [_signal(entry) for entry in signals]
+    )
+
+
+def run_of(row: Row[Any]) -> PipelineRun:
+    """A row of ``pipeline_run`` as a run."""
     return PipelineRun(
         row.run_id, row.name, row.digest, row.params, State(row.state), row.error, row.executor, row.epoch,
-        row.submitted_by, row.created_at, row.started_at, row.finished_at,
+        row.submitted_by, row.created_at, row.started_at, row.finished_at, row.priority, row.concurrency_key,
+        row.concurrency_limit, row.source, row.resumed_from, row.resumed_step, row.output,
+        None if row.stopping is None else State(row.stopping), row.seq,
     )  # fmt: skip
 
 
 def _step_run(row: Row[Any]) -> StepRun:
     return StepRun(
         row.step, row.item, State(row.state), row.items, row.attempt, row.failures, row.output, row.error,
-        row.retry_at, row.started_at, row.finished_at,
+        row.retry_at, row.queued_at, row.started_at, row.finished_at, row.reused_from, row.seq,
     )  # fmt: skip
 
 
 def _attempt(row: Row[Any]) -> Attempt:
-    return Attempt(row.step, row.item, row.attempt, AttemptState(row.state), row.started_at, row.finished_at, row.error)
+    return Attempt(
+        row.step, row.item, row.attempt, AttemptState(row.state), row.queued_at, row.started_at, row.finished_at,
+        row.error, row.node, row.progress, row.child_id, row.seq,
+    )  # fmt: skip
+
+
+def _signal(row: Row[Any]) -> Signal:
+    return Signal(row.signal_id, row.run_id, SignalKind(row.kind), row.step, row.by, row.comment, row.created_at)

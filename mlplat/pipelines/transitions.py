@@ -4,64 +4,87 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any
 
-from sqlalchemy import select, tuple_, update
-from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+import msgspec
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from mlplat.db.engine import CONNECTION_ERRORS
+from mlplat.db.engine import CONNECTION_ERRORS, HeldConnection
 from mlplat.db.group_commit import GroupCommit
-from mlplat.db.tables import attempt, pipeline_run, step_run
 from mlplat.errors import Fenced, Unavailable
-from mlplat.pipelines.model import Attempt, State, StepRun
+from mlplat.pipelines.machine import Changes
+from mlplat.pipelines.model import ChildRequest
 
 #: How long a commit is retried while Postgres is away. Attempts go on running meanwhile.
 COMMIT_PATIENCE_S = 120
+COMMIT_TIMEOUT_S = 15
+_EMPTY = msgspec.Raw(b"[]")
 
 
-@dataclass
-class RunChange:
-    """The run's own new state."""
+@dataclass(frozen=True)
+class CachedOutput:
+    """An output that equal attempts may take."""
 
-    state: State
-    error: str | None = None
-    started_at: datetime | None = None
-    finished_at: datetime | None = None
+    key: str
+    step: str
+    item: int
+    output: dict[str, object]
+
+
+class _Row(msgspec.Struct):
+    """A transition as the statement takes it: its rows are JSON already, as they were when it was made."""
+
+    run_id: str
+    epoch: int
+    seq: int
+    run: msgspec.Raw
+    step_runs: msgspec.Raw
+    attempts: msgspec.Raw
+    children: msgspec.Raw = _EMPTY
+    cache: msgspec.Raw = _EMPTY
 
 
 @dataclass
 class Transition:
     """What changes together in one run. Rows are written whole, so writing them again is harmless."""
 
-    run_id: str
-    epoch: int
-    step_runs: list[StepRun] = field(default_factory=list)
-    attempts: list[Attempt] = field(default_factory=list)
-    run: RunChange | None = None
+    row: _Row
     #: Why it was not written, if it was not: set by the writer.
-    problem: Exception | None = None
+    problem: Exception | None = field(default=None)
 
-    @property
-    def is_empty(self) -> bool:
-        """True when there is nothing to write."""
-        return not self.step_runs and not self.attempts and self.run is None
+    @classmethod
+    def of(
+        cls,
+        run_id: str,
+        epoch: int,
+        changes: Changes,
+        children: Sequence[ChildRequest] = (),
+        cache: Sequence[CachedOutput] = (),
+    ) -> Transition:
+        """The changes as they are now; the rows may go on changing."""
+        return cls(
+            _Row(
+                run_id, epoch, changes.seq, _json(changes.run), _json(changes.step_runs), _json(changes.attempts),
+                _json([_child(child, run_id) for child in children]) if children else _EMPTY,
+                _json(cache) if cache else _EMPTY,
+            )
+        )  # fmt: skip
 
 
 class TransitionWriter:
-    """One writer connection of one executor."""
+    """One writer connection of one executor. Children of a run start out with the same executor."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
-        self._group: GroupCommit[Transition] = GroupCommit(self._commit, max_group=500, max_pending=100_000)
+    def __init__(self, engine: AsyncEngine, executor: str) -> None:
+        self._connection = HeldConnection(engine, COMMIT_TIMEOUT_S)
+        self._executor = executor
+        self._group: GroupCommit[Transition] = GroupCommit(self._commit, max_group=200, max_pending=100_000)
 
     async def write(self, transition: Transition) -> None:
         """Returns when the transition is durable.
 
         Raises:
-            Fenced: the run has another owner by now; nothing was written.
+            Fenced: the run has another owner by now, or is over; nothing was written.
             Unavailable: Postgres stayed away for longer than ``COMMIT_PATIENCE_S``.
         """
         await self._group.submit(transition)
@@ -71,6 +94,7 @@ class TransitionWriter:
     async def close(self) -> None:
         """Commits what is queued."""
         await self._group.close()
+        await self._connection.close()
 
     async def _commit(self, group: Sequence[Transition]) -> None:
         """Commits the group; if it is refused, commits its items one by one, so that each answers for itself."""
@@ -92,73 +116,102 @@ class TransitionWriter:
             stop=stop_after_delay(COMMIT_PATIENCE_S),
             reraise=True,
         )
+        # A repeat after a lost answer writes the same rows again, except where the first one has ended the run.
+        seen: set[tuple[str, int]] = set()
         try:
             async for attempt_ in retries:
                 with attempt_:
-                    async with self._engine.begin() as connection:
-                        await _write_group(connection, group)
+                    seen |= await self._execute(group)
         except CONNECTION_ERRORS as error:
             raise Unavailable("Postgres is away") from error
+        for item in group:
+            is_owned = (item.row.run_id, item.row.epoch) in seen
+            item.problem = None if is_owned else Fenced(f"run {item.row.run_id}: epoch {item.row.epoch} is over")
+
+    async def _execute(self, group: Sequence[Transition]) -> set[tuple[str, int]]:
+        values = {"items": msgspec.json.encode([item.row for item in group]).decode(), "executor": self._executor}
+        return {(row.run_id, row.epoch) for row in await self._connection.execute(_WRITE, values)}
 
 
-async def _write_group(connection: AsyncConnection, group: Sequence[Transition]) -> None:
-    owned = await _owned(connection, {(item.run_id, item.epoch) for item in group})
-    for item in group:
-        is_owned = (item.run_id, item.epoch) in owned
-        item.problem = None if is_owned else Fenced(f"run {item.run_id}: epoch {item.epoch} is over")
-    valid = [item for item in group if item.problem is None]
-    # A later row of the same node replaces an earlier one of the group.
-    steps = {(item.run_id, row.node): _step_values(item.run_id, row) for item in valid for row in item.step_runs}
-    attempts = {
-        (item.run_id, row.step, row.item, row.attempt): _attempt_values(item.run_id, row)
-        for item in valid
-        for row in item.attempts
-    }
-    if steps:
-        await _upsert(connection, step_run, list(steps.values()), ("run_id", "step", "item"))
-    if attempts:
-        await _upsert(connection, attempt, list(attempts.values()), ("run_id", "step", "item", "attempt"))
-    for item in valid:
-        if item.run is not None:
-            await _write_run(connection, item.run_id, item.run)
+def _json(value: object) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode(value))
 
 
-async def _owned(connection: AsyncConnection, claims: set[tuple[str, int]]) -> set[tuple[str, int]]:
-    """The claims that still hold, pinned for the rest of the transaction."""
-    query = (
-        select(pipeline_run.c.run_id, pipeline_run.c.epoch)
-        .where(tuple_(pipeline_run.c.run_id, pipeline_run.c.epoch).in_(sorted(claims)))
-        .order_by(pipeline_run.c.run_id)
-        .with_for_update(read=True)
+def _child(child: ChildRequest, parent: str) -> dict[str, object]:
+    return {
+        "run_id": child.child_id, "digest": child.spec.digest, "name": child.spec.name, "spec": child.spec.to_json(),
+        "params": child.params, "submitted_by": child.submitted_by, "resumed_from": child.resumed_from,
+        "source": f"step:{parent}/{child.step}/{child.item}/{child.attempt}",
+    }  # fmt: skip
+
+
+_STEP_COLUMNS = (
+    "state text, items int, attempt smallint, failures smallint, output json, error text, reused_from text, "
+    "seq bigint, "
+    "retry_at timestamptz, queued_at timestamptz, started_at timestamptz, finished_at timestamptz"
+)
+_ATTEMPT_COLUMNS = (
+    "state text, error text, node text, progress json, child_id text, seq bigint, "
+    "queued_at timestamptz, started_at timestamptz, finished_at timestamptz"
+)
+_RUN_COLUMNS = "state text, error text, stopping text, output json, started_at timestamptz, finished_at timestamptz"
+
+
+def _names(columns: str) -> list[str]:
+    return [column.split()[0] for column in columns.split(", ")]
+
+
+def _upsert(table: str, key: str, source: str, columns: str) -> str:
+    """Rows of the transitions that are owned, inserted or written over."""
+    keys, names = ", ".join(_names(key)), ", ".join(_names(columns))
+    updates = ", ".join(f"{name} = excluded.{name}" for name in _names(columns))
+    return f"""
+        INSERT INTO {table} (run_id, {keys}, {names})
+        SELECT owned.run_id, rec.* FROM owned JOIN item USING (run_id, epoch)
+        CROSS JOIN LATERAL json_to_recordset(item.{source}) AS rec({key}, {columns})
+        ON CONFLICT (run_id, {keys}) DO UPDATE SET {updates}"""  # noqa: S608 - from the constants above
+
+
+#: The UPDATE of the run is the fence: it waits for a take-over that is under way, and then finds another epoch.
+_WRITE = text(f"""
+    WITH item AS MATERIALIZED (
+        SELECT * FROM json_to_recordset(CAST(:items AS json)) AS t(
+            run_id text, epoch bigint, seq bigint, run json, step_runs json, attempts json, children json, cache json)
+    ), owned AS (
+        UPDATE pipeline_run AS r SET
+            seq = item.seq, state = coalesce(new.state, r.state),
+            error = CASE WHEN new.state IS NULL THEN r.error ELSE new.error END,
+            stopping = coalesce(new.stopping, r.stopping), output = coalesce(new.output, r.output),
+            started_at = coalesce(new.started_at, r.started_at),
+            finished_at = coalesce(new.finished_at, r.finished_at)
+        FROM item LEFT JOIN LATERAL json_to_record(item.run) AS new({_RUN_COLUMNS}) ON true
+        WHERE r.run_id = item.run_id AND r.epoch = item.epoch AND r.state IN ('PENDING', 'QUEUED', 'RUNNING')
+        RETURNING r.run_id, r.epoch
+    ), steps AS ({_upsert("step_run", "step text, item int", "step_runs", _STEP_COLUMNS)}
+    ), tries AS ({_upsert("attempt", "step text, item int, attempt smallint", "attempts", _ATTEMPT_COLUMNS)}
+    ), child AS MATERIALIZED (
+        SELECT child.* FROM owned JOIN item USING (run_id, epoch)
+        CROSS JOIN LATERAL json_to_recordset(item.children) AS child(
+            run_id text, digest text, name text, spec json, params jsonb, submitted_by text, resumed_from text,
+            source text)
+    ), definitions AS (
+        INSERT INTO pipeline (digest, name, spec) SELECT DISTINCT ON (digest) digest, name, spec FROM child
+        ON CONFLICT DO NOTHING
+    ), children AS (
+        INSERT INTO pipeline_run
+            (run_id, digest, name, params, state, submitted_by, resumed_from, source, executor, epoch,
+             idempotency_key)
+        SELECT run_id, digest, name, params, 'QUEUED', submitted_by, resumed_from, source, :executor, 1, source
+        FROM child
+        ON CONFLICT DO NOTHING
+    ), cached AS (
+        INSERT INTO step_cache (key, output, run_id, step, item)
+        SELECT DISTINCT ON (rec.key) rec.key, rec.output, owned.run_id, rec.step, rec.item
+        FROM owned JOIN item USING (run_id, epoch)
+        CROSS JOIN LATERAL json_to_recordset(item.cache) AS rec(key text, step text, item int, output json)
+        ON CONFLICT (key) DO UPDATE SET
+            output = excluded.output, run_id = excluded.run_id, step = excluded.step, item = excluded.item,
+            created_at = excluded.created_at
     )
-    return {(row.run_id, row.epoch) for row in await connection.execute(query)}
-
-
-async def _upsert(connection: AsyncConnection, table: Any, rows: list[dict[str, Any]], key: tuple[str, ...]) -> None:
-    statement = insert(table)
-    changed = {name: statement.excluded[name] for name in rows[0] if name not in key}
-    await connection.execute(statement.on_conflict_do_update(index_elements=list(key), set_=changed), rows)
-
-
-async def _write_run(connection: AsyncConnection, run_id: str, change: RunChange) -> None:
-    values: dict[str, object] = {"state": change.state, "error": change.error}
-    if change.started_at is not None:
-        values["started_at"] = change.started_at
-    if change.finished_at is not None:
-        values["finished_at"] = change.finished_at
-    await connection.execute(update(pipeline_run).where(pipeline_run.c.run_id == run_id).values(**values))
-
-
-def _step_values(run_id: str, row: StepRun) -> dict[str, Any]:
-    return {
-        "run_id": run_id, "step": row.step, "item": row.item, "state": row.state, "items": row.items,
-        "attempt": row.attempt, "failures": row.failures, "output": row.output, "error": row.error,
-        "retry_at": row.retry_at, "started_at": row.started_at, "finished_at": row.finished_at,
-    }  # fmt: skip
-
-
-def _attempt_values(run_id: str, row: Attempt) -> dict[str, Any]:
-    return {
-        "run_id": run_id, "step": row.step, "item": row.item, "attempt": row.attempt, "state": row.state,
-        "error": row.error, "started_at": row.started_at, "finished_at": row.finished_at,
-    }  # fmt: skip
+    SELECT run_id, epoch FROM owned
+""")  # noqa: S608 - built from the constants above

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
+
+from mlplat.errors import InvalidInput
+from mlplat.sdk.checkpoints import Checkpoints
+
+MAX_PROGRESS_TEXT = 500
 
 
 @dataclass(frozen=True)
 class StepContext:
-    """The attempt that calls the user's function. ``attempt`` counts from 1."""
+    """The attempt that calls the user's function. ``attempt`` counts from 1.
+
+    ``checkpoint`` keeps what the next attempt, or a resumed run, goes on from.
+    """
 
     pipeline: str
     run_id: str
@@ -17,11 +27,27 @@ class StepContext:
     attempt: int
     max_attempts: int
     http_url: str
+    checkpoint: Checkpoints = field(compare=False, repr=False)
+    on_progress: Callable[[dict[str, Any]], None] = field(compare=False, repr=False)
 
     @property
     def label(self) -> str:
         """``run/step/item/attempt``, the attempt's name everywhere."""
         return f"{self.run_id}/{self.step}/{-1 if self.item is None else self.item}/{self.attempt}"
+
+    def progress(self, done: float | None = None, text: str = "") -> None:
+        """Shows how far the attempt is, to everybody who watches the run. Cheap: call it as often as you like.
+
+        Args:
+            done: the fraction that is done, 0 to 1; None when it is not known.
+            text: a few words.
+
+        Raises:
+            InvalidInput: ``done`` is no fraction.
+        """
+        if done is not None and not 0 <= done <= 1:
+            raise InvalidInput(f"progress is a fraction between 0 and 1, not {done!r}")
+        self.on_progress({"done": done, "text": text[:MAX_PROGRESS_TEXT]})
 
 
 _current: ContextVar[StepContext | None] = ContextVar("mlplat_step", default=None)
@@ -32,6 +58,6 @@ def current_step() -> StepContext | None:
     return _current.get()
 
 
-def enter_step(context: StepContext) -> None:
+def enter_step(context: StepContext | None) -> None:
     """Declares the attempt that this process runs from now on."""
     _current.set(context)

@@ -45,13 +45,14 @@ def ship_local_code(spec: PipelineSpec, folder: Path, store_blob: StoreBlob) -> 
     Raises:
         InvalidPipeline: a module in the folder, or a function of it, cannot be imported.
     """
-    local = [step.uses for step in spec.steps.values() if _is_local(step.uses, folder)]
+    local = [step.uses for step in spec.steps.values() if step.uses is not None and _is_local(step.uses, folder)]
     if not local:
         return spec
     with _import_path(folder):
         shipped = {uses: uses_of(_import(uses), store_blob) for uses in dict.fromkeys(local)}
     steps = {
-        name: step.model_copy(update={"uses": shipped.get(step.uses, step.uses)}) for name, step in spec.steps.items()
+        name: step.model_copy(update={"uses": shipped.get(step.uses or "", step.uses)})
+        for name, step in spec.steps.items()
     }
     return spec.model_copy(update={"steps": steps})
 

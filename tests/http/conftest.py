@@ -24,11 +24,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from mlplat import __version__
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.db.lease import LeaseKeeper
-from mlplat.execution.attempt import find_import_problems
+from mlplat.execution.functions import try_imports
 from mlplat.http.app import create_app
 from mlplat.http.services import Services
 from mlplat.metrics.queries import Statement
 from mlplat.metrics.service import MetricService
+from mlplat.pipelines.model import Assignment
 from mlplat.pipelines.scheduling import SchedulerService
 from mlplat.pipelines.store import PipelineStore
 from mlplat.registry.service import RegistryService
@@ -73,9 +74,13 @@ class Executor:
     name: str = "executor"
     runs: dict[str, int] = field(default_factory=dict)
 
-    async def assign(self, run_id: str, epoch: int) -> None:
-        """Remembers the run."""
-        self.runs[run_id] = epoch
+    async def assign(self, assignments: Sequence[Assignment]) -> None:
+        """Remembers the runs."""
+        for assignment in assignments:
+            self.runs[assignment.run_id] = assignment.epoch
+
+    async def poke(self) -> None:
+        """Nothing to look at."""
 
     async def owned(self) -> Mapping[str, int]:
         """What it was given."""
@@ -111,7 +116,7 @@ class Stack:
 
 
 async def _check_imports(names: Sequence[str]) -> Mapping[str, str]:
-    return find_import_problems(names)
+    return try_imports(names).problems
 
 
 @asynccontextmanager
@@ -122,7 +127,7 @@ async def open_stack(template_url: str, state_dir: Path, folder: Path) -> AsyncI
         registry = RegistryService(engine, LeaseKeeper(engine, "registry", "holder", TTL_S))
         executor, actors = Executor(), Actors()
         leader = LeaseKeeper(engine, "scheduler", "holder", TTL_S)
-        scheduler = SchedulerService(engine, leader, [executor], _check_imports)
+        scheduler = SchedulerService(engine, leader, [executor], _check_imports, max_active_runs=10_000)
         experiments = ExperimentStore(engine, "mlflow-artifacts:")
         await experiments.ensure_default()
         for service in (metrics, registry, scheduler):

@@ -3,21 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime
+from contextlib import suppress
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+import msgspec
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, Field
 
-from mlplat.errors import NotFound
+from mlplat.errors import InvalidInput, NotFound, Unavailable
 from mlplat.execution.capture import read_log
+from mlplat.http.bodies import read_body
+from mlplat.http.routes.pipeline_status import RunStatus, RunSummary, status_of, summary_of
 from mlplat.http.services import Services
-from mlplat.pipelines.expressions import OutputRef
-from mlplat.pipelines.model import WHOLE_STEP, PipelineRun, RunSnapshot, State, StepRun, Submission
-from mlplat.pipelines.outputs import open_for_expressions
+from mlplat.pipelines.loader import MAX_BYTES
+from mlplat.pipelines.model import WHOLE_STEP, RunSnapshot, State, Submission
 
 MAX_OFFSET = 1_000_000_000
+#: A definition, its parameters and what else a submission says.
+MAX_SUBMISSION_BYTES = 2 * MAX_BYTES
+
+
+class _Submission(msgspec.Struct, forbid_unknown_fields=True):
+    idempotency_key: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+    spec: msgspec.Raw
+    params: dict[str, Any] = {}
+    submitted_by: Annotated[str, msgspec.Meta(max_length=200)] = ""
+    priority: Annotated[int, msgspec.Meta(ge=-100, le=100)] | None = None
+    resumed_from: str | None = None
+    from_step: str | None = None
+
+
+_SUBMISSION = msgspec.json.Decoder(_Submission)
 
 
 class SubmitRequest(BaseModel):
@@ -27,6 +44,9 @@ class SubmitRequest(BaseModel):
     params: dict[str, Any] = {}
     idempotency_key: str = Field(min_length=1, max_length=200, description="The same key again gives the same run.")
     submitted_by: str = Field(default="", max_length=200)
+    priority: int | None = Field(default=None, ge=-100, le=100, description="Instead of the definition's.")
+    resumed_from: str | None = Field(default=None, description="A run whose results the new one starts from.")
+    from_step: str | None = Field(default=None, description="With resumed_from: runs again, whatever became of it.")
 
 
 class SubmitAnswer(BaseModel):
@@ -35,91 +55,94 @@ class SubmitAnswer(BaseModel):
     run_id: str
 
 
-class RunSummary(BaseModel):
-    """A pipeline run without its steps."""
+class Told(BaseModel):
+    """What a person says to a run."""
 
-    run_id: str
-    pipeline: str
-    state: State
-    error: str | None
-    params: dict[str, Any]
-    submitted_by: str
-    created_at: datetime
-    started_at: datetime | None
-    finished_at: datetime | None
-
-
-class ItemStatus(BaseModel):
-    """One item of a fan-out."""
-
-    state: State
-    attempt: int
-    error: str | None
-
-
-class StepStatus(BaseModel):
-    """A step of a run. ``output`` is None when it is not JSON."""
-
-    state: State
-    attempt: int
-    failures: int
-    error: str | None
-    output: Any
-    started_at: datetime | None
-    finished_at: datetime | None
-    items: list[ItemStatus] | None
-
-
-class AttemptStatus(BaseModel):
-    """One attempt, in the order of their starts."""
-
-    step: str
-    item: int | None
-    attempt: int
-    state: str
-    error: str | None
-    started_at: datetime
-    finished_at: datetime | None
-
-
-class RunStatus(RunSummary):
-    """A pipeline run with its steps, in the order of the definition."""
-
-    steps: dict[str, StepStatus]
-    attempts: list[AttemptStatus]
+    by: str = Field(default="", max_length=200, description="Who says it.")
+    comment: str = Field(default="", max_length=2_000)
 
 
 def router(services: Services) -> APIRouter:
-    """Submitting, listing and reading runs."""
+    """Submitting, listing, reading, and telling runs something."""
     api = APIRouter(prefix="/api/v1/pipeline-runs", tags=["pipelines"])
+    body_schema = {"requestBody": {"content": {"application/json": {"schema": SubmitRequest.model_json_schema()}}}}
 
-    @api.post("")
-    async def submit(request: SubmitRequest) -> SubmitAnswer:
+    @api.post("", openapi_extra=body_schema)
+    async def submit(request: Request) -> SubmitAnswer:
         """Validates and stores a run. The run is durable when this answers."""
-        submission = Submission(request.spec, request.params, request.idempotency_key, request.submitted_by)
+        submission = _decode(await read_body(request, MAX_SUBMISSION_BYTES))
         return SubmitAnswer(run_id=await services.scheduler.submit(submission))
 
     @api.get("")
     async def list_runs(
-        limit: Annotated[int, Query(ge=1, le=1000)] = 50, offset: Annotated[int, Query(ge=0, le=MAX_OFFSET)] = 0
+        limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+        offset: Annotated[int, Query(ge=0, le=MAX_OFFSET)] = 0,
+        pipeline: str | None = None,
+        state: State | None = None,
+        submitted_by: str | None = None,
+        source: str | None = None,
     ) -> list[RunSummary]:
         """Runs, newest first."""
-        return [RunSummary(**_summary(run)) for run in await services.pipelines.find_runs(limit, offset)]
+        runs = await services.pipelines.find_runs(
+            limit, offset, name=pipeline, state=state, submitted_by=submitted_by, source=source
+        )
+        return [summary_of(run) for run in runs]
 
     @api.get("/{run_id}")
     async def get_run(run_id: str) -> RunStatus:
         """One run with its steps and attempts."""
-        return _status(await services.pipelines.get_snapshot(run_id))
+        return status_of(await services.pipelines.get_snapshot(run_id))
+
+    @api.get("/{run_id}/definition")
+    async def definition(run_id: str) -> dict[str, Any]:
+        """The definition that the run was made from."""
+        return (await services.pipelines.get_snapshot(run_id)).spec
+
+    @api.post("/{run_id}/cancel")
+    async def cancel(run_id: str, told: Told) -> RunSummary:
+        """Stops the run: its attempts are asked to end, then forced; its finally steps still run."""
+        run = await services.pipelines.cancel(run_id, told.by, told.comment)
+        with suppress(Unavailable):  # durable already: the executor looks by itself
+            await services.scheduler.cancel(run_id, told.by)
+        return summary_of(run)
+
+    @api.post("/{run_id}/steps/{step}/approve")
+    async def approve(run_id: str, step: str, told: Told) -> RunSummary:
+        """Lets the run go on."""
+        return await _decide(services, run_id, step, told, approve=True)
+
+    @api.post("/{run_id}/steps/{step}/reject")
+    async def reject(run_id: str, step: str, told: Told) -> RunSummary:
+        """Fails the step that waits for a decision."""
+        return await _decide(services, run_id, step, told, approve=False)
 
     @api.get("/{run_id}/logs", response_class=PlainTextResponse)
     async def logs(run_id: str, step: str | None = None) -> PlainTextResponse:
         """What the attempts printed so far, each under a heading."""
         snapshot = await services.pipelines.get_snapshot(run_id)
-        if step is not None and step not in snapshot.spec["steps"]:
+        if step is not None and step not in {row.step for row in snapshot.step_runs}:
             raise NotFound(f"pipeline run {run_id} has no step {step!r}")
         return PlainTextResponse(await asyncio.to_thread(_collect_logs, services, snapshot, step))
 
     return api
+
+
+def _decode(body: bytes) -> Submission:
+    try:
+        given = _SUBMISSION.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"the submission cannot be read: {error}") from error
+    return Submission(
+        bytes(given.spec), given.params, given.idempotency_key, given.submitted_by, given.priority, "",
+        given.resumed_from, given.from_step,
+    )  # fmt: skip
+
+
+async def _decide(services: Services, run_id: str, step: str, told: Told, *, approve: bool) -> RunSummary:
+    run = await services.pipelines.decide(run_id, step, approve=approve, by=told.by, comment=told.comment)
+    with suppress(Unavailable):  # durable already: the executor looks by itself
+        await services.scheduler.poke(run_id)
+    return summary_of(run)
 
 
 def _collect_logs(services: Services, snapshot: RunSnapshot, step: str | None) -> str:
@@ -133,44 +156,3 @@ def _collect_logs(services: Services, snapshot: RunSnapshot, step: str | None) -
         text = body.decode(errors="replace")
         parts.append(text if not text or text.endswith("\n") else f"{text}\n")
     return "".join(parts)
-
-
-def _summary(run: PipelineRun) -> dict[str, Any]:
-    return {
-        "run_id": run.run_id, "pipeline": run.name, "state": run.state, "error": run.error, "params": run.params,
-        "submitted_by": run.submitted_by, "created_at": run.created_at, "started_at": run.started_at,
-        "finished_at": run.finished_at,
-    }  # fmt: skip
-
-
-def _status(snapshot: RunSnapshot) -> RunStatus:
-    rows = {row.node: row for row in snapshot.step_runs}
-    attempts = [
-        AttemptStatus(
-            step=entry.step, item=None if entry.item == WHOLE_STEP else entry.item, attempt=entry.attempt,
-            state=entry.state, error=entry.error, started_at=entry.started_at, finished_at=entry.finished_at,
-        )
-        for entry in snapshot.attempts
-    ]  # fmt: skip
-    steps = {name: _step(rows, rows[name, WHOLE_STEP]) for name in snapshot.spec["steps"]}
-    return RunStatus(**_summary(snapshot.run), steps=steps, attempts=attempts)
-
-
-def _step(rows: dict[tuple[str, int], StepRun], row: StepRun) -> StepStatus:
-    items: list[StepRun] | None = None
-    output: Any = _json_output(row)
-    if row.items is not None:
-        items = [rows[row.step, index] for index in range(row.items)]
-        output = [_json_output(item) for item in items] if row.state is State.SUCCEEDED else None
-    return StepStatus(
-        state=row.state, attempt=row.attempt, failures=row.failures, error=row.error, output=output,
-        started_at=row.started_at, finished_at=row.finished_at,
-        items=None
-        if items is None
-        else [ItemStatus(state=item.state, attempt=item.attempt, error=item.error) for item in items],
-    )  # fmt: skip
-
-
-def _json_output(row: StepRun) -> Any:
-    value = open_for_expressions(row.output)
-    return None if isinstance(value, OutputRef) else value

@@ -1,0 +1,64 @@
+"""The folder that came with a pipeline's definition, unpacked beside the step."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+
+from mlplat.artifacts.store import ArtifactStore
+from mlplat.errors import InvalidInput
+
+MAX_UNPACKED_BYTES = 4 * 1024**3
+MAX_FILES = 50_000
+KEPT_PER_PROCESS = 8
+
+
+@contextmanager
+def inside_working_dir(digest: str | None, artifacts: ArtifactStore) -> Iterator[None]:
+    """Runs the block in the folder, whose modules can be imported. Does nothing without a digest.
+
+    Raises:
+        InvalidInput: the archive is none, or wants to write outside its folder.
+    """
+    if digest is None:
+        yield
+        return
+    folder = _unpacked(digest, artifacts)
+    before = Path.cwd()
+    os.chdir(folder)
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+        sys.path.remove(folder)
+
+
+@lru_cache(maxsize=KEPT_PER_PROCESS)
+def _unpacked(digest: str, artifacts: ArtifactStore) -> str:
+    """Unpacked once per process: steps may write into their folder, so it is not shared between processes."""
+    folder = tempfile.mkdtemp(prefix="mlplat-dir-")
+    try:
+        with zipfile.ZipFile(io.BytesIO(artifacts.get_blob(digest))) as archive:
+            _check(archive, folder)
+            archive.extractall(folder)
+    except zipfile.BadZipFile as error:
+        raise InvalidInput(f"working_dir {digest} is no zip archive: {error}") from error
+    return folder
+
+
+def _check(archive: zipfile.ZipFile, folder: str) -> None:
+    entries = archive.infolist()
+    if len(entries) > MAX_FILES or sum(entry.file_size for entry in entries) > MAX_UNPACKED_BYTES:
+        raise InvalidInput(f"the working_dir has more than {MAX_FILES} files or {MAX_UNPACKED_BYTES} bytes")
+    root = Path(folder).resolve()
+    for entry in entries:
+        if not (root / entry.filename).resolve().is_relative_to(root):
+            raise InvalidInput(f"the working_dir has a file outside of itself: {entry.filename!r}")
