@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import psycopg
 
+from actors.lifecycle import spare_garbage_collection
 from mlplat.db.engine import open_engine
 from mlplat.db.lease import LeaseKeeper
 from mlplat.db.migrate import migrate
@@ -170,7 +171,8 @@ async def _drive(url: str, runs: int, items: int, executors: int) -> float:
 
 
 def ticks() -> Iterator[Result]:
-    """The longest round of the rules in a run of many steps, and what its transition takes to encode."""
+    """The longest round of the rules in a run of many steps, with the encoding of its transition."""
+    spare_garbage_collection()  # as executors do
     join = {"join": {"uses": "builtins:int", "needs": [f"s{number}" for number in range(STEPS - 1)]}}
     shapes: dict[str, dict[str, Any]] = {
         "fan-out": {"s": {"uses": "builtins:int", "foreach": list(range(STEPS))}},
