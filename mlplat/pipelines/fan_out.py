@@ -42,9 +42,16 @@ class FanOut:
             max_parallel,
         )
 
-    def take_startable(self) -> Iterator[int]:
-        """Items that start now, up to one that cannot; they count as active."""
-        while self.pending and self.failed is None and (self.max_parallel is None or self.active < self.max_parallel):
+    @property
+    def may_start(self) -> bool:
+        """Whether an item waits that may be active; none may any more once one has failed."""
+        has_room = self.max_parallel is None or self.active < self.max_parallel
+        return has_room and bool(self.pending) and self.failed is None
+
+    def take_startable(self, limit: int) -> Iterator[int]:
+        """Up to ``limit`` items that start now; they count as active."""
+        while limit > 0 and self.may_start:
+            limit -= 1
             self.active += 1
             yield self.pending.popleft()
 
