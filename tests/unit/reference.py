@@ -87,8 +87,12 @@ class Reference:
 
     def stop(self, state: str) -> None:
         """Somebody or the timeout stops it."""
-        if self.stopping is None and not self.is_main_over():
-            self.stopping = state
+        if self.stopping is not None or self.is_main_over():
+            return
+        self.stopping = state
+        for name, sketch in self.sketches.items():
+            if sketch.approval and not sketch.is_finally and self.cells[name, -1].state not in OVER:
+                self.cells[name, -1].state = "CANCELLED"
 
     # -- what follows ----------------------------------------------------------------------------
 
@@ -110,9 +114,6 @@ class Reference:
         if cell.items is not None:
             return self._look_at_items(name, cell, sketch, now, chosen)
         if cell.state in ACTIVE:
-            if sketch.approval and self._stops(name):
-                cell.state = "CANCELLED"
-                return True
             return False
         needs = [self.cells[need, -1] for need in sketch.needs]
         if self._stops(name):
