@@ -108,7 +108,7 @@ import mlplat
 from mlplat.sdk.context import StepContext, enter_step
 other = mlplat.start_run("step", capture=mlplat.Capture.nothing())
 other.finish()
-enter_step(StepContext("p", "0" * 32, "train", None, 1, 1, other._outbox.url))
+enter_step(StepContext("p", "0" * 32, "train", None, 1, 1, other._outbox.url, None, print))
 with mlplat.start_run("step") as plain:
     print(plain.run_id)
 with mlplat.start_run("step", capture=mlplat.Capture(console=True)) as asked:

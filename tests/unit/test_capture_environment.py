@@ -6,6 +6,7 @@ import json
 import sys
 from importlib.metadata import distributions
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -15,6 +16,7 @@ from mlplat.sdk.capture import entry as entry_module
 from mlplat.sdk.capture.entry import EntryPoint, command, entry_point
 from mlplat.sdk.capture.environment import Package, environment, installed_packages, requirements_file
 from mlplat.sdk.capture.redact import HIDDEN
+from mlplat.sdk.checkpoints import Checkpoints
 from mlplat.sdk.context import StepContext
 
 ENTRY = EntryPoint("train.py", "LOCAL", Path("/srv"))
@@ -103,7 +105,7 @@ def test_a_step_and_a_script_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path
     script.touch()
     monkeypatch.setattr(sys.modules["__main__"], "__file__", str(script), raising=False)
     assert entry_point() == EntryPoint(str(script), "LOCAL", tmp_path)
-    step = StepContext("digits", "r", "train", None, 1, 1, "")
+    step = StepContext("digits", "r", "train", None, 1, 1, "", cast("Checkpoints", None), print)
     monkeypatch.setattr(entry_module, "current_step", lambda: step)
     assert (entry_point().name, entry_point().kind) == ("digits/train", "JOB")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -13,9 +13,12 @@ from mlplat import errors
 from mlplat.errors import InvalidInput, Overloaded, PlatformError, Unavailable
 from mlplat.sdk import context
 from mlplat.sdk.client import Client, client_for, default_url
+from mlplat.sdk.checkpoints import Checkpoints
 from mlplat.sdk.context import StepContext, current_step, enter_step
 
 URL = "http://platform.test:8700"
+#: A step's checkpoints and progress, where nobody asks for them.
+NOTHING = (cast("Checkpoints", None), print)
 Answer = httpx.Response | Exception | Callable[[httpx.Request], httpx.Response]
 
 
@@ -225,7 +228,7 @@ def test_an_upload_of_a_missing_file_raises_at_once(tmp_path: Path) -> None:
 @pytest.fixture
 def step() -> Iterator[StepContext]:
     """A step attempt under way."""
-    entered = StepContext("p", "run1", "train", None, 2, 3, "http://step.test")
+    entered = StepContext("p", "run1", "train", None, 2, 3, "http://step.test", *NOTHING)
     before = context._current.get()
     enter_step(entered)
     yield entered
@@ -247,8 +250,8 @@ def test_inside_of_a_step_the_step_does(step: StepContext, monkeypatch: pytest.M
 
 
 def test_an_attempt_has_the_same_label_everywhere() -> None:
-    assert StepContext("p", "r", "s", None, 2, 3, "").label == "r/s/-1/2"
-    assert StepContext("p", "r", "s", 0, 1, 3, "").label == "r/s/0/1"
+    assert StepContext("p", "r", "s", None, 2, 3, "", *NOTHING).label == "r/s/-1/2"
+    assert StepContext("p", "r", "s", 0, 1, 3, "", *NOTHING).label == "r/s/0/1"
 
 
 def test_a_platform_has_one_client_per_process() -> None:

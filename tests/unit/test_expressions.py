@@ -41,6 +41,9 @@ SCOPE: dict[str, Any] = {
         ("{a: params.n, b: params.rate}", {("params", "n"), ("params", "rate")}),
         ("join('-', [params.name, 'x'])", {("params", "name")}),
         ('params."n"', {("params", "n")}),
+        ("steps.load.state == 'SKIPPED'", {("steps", "load", "state")}),
+        ("run.id", {("run", "id")}),
+        ("steps.load.[output, state]", {("steps", "load", "output"), ("steps", "load", "state")}),
         ("`[1, 2]`", set()),
         ("'text'", set()),
     ],
@@ -63,7 +66,7 @@ def test_references_are_the_paths_that_start_at_the_root(expression: str, paths:
         ("keys(params)", "name the parameter"),
         ("steps", "name a step's output"),
         ("steps.load", "name a step's output"),
-        ("steps.load.state", "name a step's output"),
+        ("steps.load.error", "name a step's output"),
         ("steps.*.output", "name a step's output"),
     ],
 )
@@ -161,7 +164,7 @@ def test_any_text_is_an_expression_or_refused(text: str) -> None:
         paths = references(text)
     except InvalidInput:
         return
-    assert all(path[0] in {"params", "steps", "item"} for path in paths)
+    assert all(path[0] in {"params", "steps", "item", "run"} for path in paths)
 
 
 json_values = st.recursive(

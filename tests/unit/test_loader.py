@@ -118,7 +118,11 @@ def test_a_definition_that_is_no_text_has_no_lines_in_its_problems() -> None:
             "pkg.mod.report",
             "p.yaml:22: steps.report.uses: expected module:function, got 'pkg.mod.report'",
         ),
-        ("    uses: pkg.mod:report\n", "", "p.yaml:21: steps.report.uses: required, but missing"),
+        (
+            "    uses: pkg.mod:report\n",
+            "",
+            "p.yaml:21: steps.report: needs exactly one of uses, command, notebook, pipeline, approval; it has none",
+        ),
         (
             "with: {seed: ",
             "with: {x: '${{ item }}', seed: ",

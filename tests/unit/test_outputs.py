@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.errors import InvalidInput
 from mlplat.pipelines.expressions import OutputRef
-from mlplat.pipelines.outputs import MAX_INLINE_BYTES, load_arguments, open_for_expressions, store_output
+from mlplat.pipelines.outputs import MAX_INLINE_BYTES, load_arguments, store_output
+from mlplat.pipelines.stored import canonical_form, open_for_expressions, stored_form
 
 
 class Colour(str):
@@ -118,4 +119,29 @@ def test_every_value_comes_back_equal_and_of_its_type(value: Any, artifacts: Art
     stored = json.loads(json.dumps(store_output(value, artifacts)))
     opened = load_arguments(open_for_expressions(stored), artifacts)
     assert opened == value
+    assert repr(opened) == repr(value)
+
+
+REF = OutputRef("d" * 64, "Model")
+
+
+@pytest.mark.parametrize(
+    "value", [1, "x", None, [], {}, [1, {"a": REF}], {"a": [REF, 1]}, REF, [REF, [REF]], {"a": {"b": {"c": REF}}}]
+)
+def test_what_expressions_give_is_stored_and_opened_again(value: Any) -> None:
+    assert open_for_expressions(stored_form(value)) == value
+
+
+def test_equal_arguments_have_equal_forms() -> None:
+    assert canonical_form({"a": REF, "b": [1, REF]}) == {"a": {"digest": "d" * 64}, "b": [1, {"digest": "d" * 64}]}
+    assert canonical_form(OutputRef("d" * 64, "Other")) == canonical_form(REF)
+
+
+@pytest.mark.parametrize(
+    "value", [2**70, -(2**70), "a\x00b", "\ud800", {"k\x00": 1}, {1: 2}, (1, 2), float("nan"), float("-inf"), {1, 2}]
+)
+def test_what_json_would_change_is_kept_exactly(value: Any, tmp_path: Path) -> None:
+    artifacts = ArtifactStore(f"file://{tmp_path}")
+    stored = store_output(value, artifacts)
+    opened = load_arguments(open_for_expressions(json.loads(json.dumps(stored))), artifacts)
     assert repr(opened) == repr(value)
