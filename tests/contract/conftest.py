@@ -13,6 +13,7 @@ from mlplat.metrics.store import MetricStore
 from tests.clickhouse import ClickHouse
 from tests.contract.chdb import abandon, chdb_url, new_service, unique
 from tests.contract.lifecycle import Shard, World
+from tests.contract.pipelines import Pipelines
 
 
 @pytest.fixture
@@ -22,6 +23,14 @@ async def world(engine: AsyncEngine, tmp_path: Path) -> AsyncIterator[World]:
     await service.start()
     yield World(engine, Shard(service), ArtifactStore(f"file://{tmp_path}"), tmp_path)
     await abandon(service)
+
+
+@pytest.fixture
+async def pipelines(engine: AsyncEngine) -> AsyncIterator[Pipelines]:
+    """Empty stores of pipeline runs."""
+    pipelines = await Pipelines.open(engine)
+    yield pipelines
+    await pipelines.close()
 
 
 @pytest.fixture(scope="session")
