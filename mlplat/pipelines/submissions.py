@@ -154,10 +154,21 @@ def _answer_repeats(repeated: Sequence[NewRun], known: Mapping[str, Any]) -> Non
     for run in repeated:
         row = known[run.idempotency_key]
         run.known_as = row.run_id
-        if row.digest != run.digest or row.params != run.params:
+        if row.digest != run.digest or not _are_same(row.params, run.params):
             run.problem = InvalidInput(
                 f"idempotency key {run.idempotency_key!r} belongs to run {row.run_id}, which is a different submission"
             )
+
+
+def _are_same(stored: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
+    """Whether parameters are equal; jsonb gives a large float back as the integer that it stands for in print."""
+    if stored.keys() != given.keys():
+        return False
+    return all(
+        value == stored[name]
+        or (isinstance(value, float) and isinstance(stored[name], int) and value == float(stored[name]))
+        for name, value in given.items()
+    )
 
 
 def _over(held: Lease) -> Fenced:

@@ -86,6 +86,14 @@ async def test_in_one_group_each_gets_its_own_answer(pipelines: Pipelines) -> No
     assert await pipelines.count("pipeline_run") == 3
 
 
+@pytest.mark.parametrize("value", [1e16, 1e23, 0.1, 5e-324, 1.7976931348623157e308, 2**70, -0.0, 1.0, "ü\u2028", "1"])
+async def test_a_value_is_the_same_value_when_it_comes_again(pipelines: Pipelines, value: Any) -> None:
+    run_id = await pipelines.add("k", params={"x": value})
+    assert await pipelines.submissions.add(new_run("k", params={"x": value})) == (run_id, False)
+    found = (await pipelines.store.get_run(run_id)).params["x"]
+    assert type(value)(found) == value
+
+
 async def test_equal_definitions_are_stored_once(pipelines: Pipelines) -> None:
     await asyncio.gather(*(pipelines.add(f"k{number}") for number in range(4)), pipelines.add("o", spec_of("other")))
     async with pipelines.engine.connect() as connection:
