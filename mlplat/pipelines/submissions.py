@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 from sqlalchemy import func, select, text, update
+from sqlalchemy.exc import DataError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mlplat.db.engine import HeldConnection
@@ -76,6 +77,17 @@ class SubmissionStore:
         await self._writer.close()
 
     async def _commit(self, group: Sequence[NewRun]) -> None:
+        """Commits the group; if Postgres refuses its data, commits one by one, so that each answers for itself."""
+        try:
+            await self._commit_together(group)
+        except (DataError, UnicodeError) as error:
+            if len(group) == 1:
+                group[0].problem = InvalidInput(f"the submission cannot be stored: {str(error).splitlines()[0]}")
+                return
+            for run in group:
+                await self._commit([run])
+
+    async def _commit_together(self, group: Sequence[NewRun]) -> None:
         held = self._lease.current
         definitions = {run.digest: {"digest": run.digest, "name": run.name, "spec": run.spec} for run in group}
         values = {

@@ -101,6 +101,15 @@ async def test_equal_definitions_are_stored_once(pipelines: Pipelines) -> None:
     assert names == ["demo", "other"]
 
 
+async def test_a_submission_that_postgres_refuses_fails_alone(pipelines: Pipelines) -> None:
+    group = [new_run("good"), new_run("bad", submitted_by="NUL \x00"), new_run("fine")]
+    answers = await asyncio.gather(*(pipelines.submissions.add(run) for run in group), return_exceptions=True)
+    assert answers[0] == (group[0].run_id, True)
+    assert isinstance(answers[1], InvalidInput)
+    assert answers[2] == (group[2].run_id, True)
+    assert await pipelines.count("pipeline_run") == 2
+
+
 async def test_a_scheduler_that_was_replaced_writes_nothing(pipelines: Pipelines, engine: AsyncEngine) -> None:
     run_id = await pipelines.add("k")
     await _take_lease(engine)
