@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,9 @@ def build_spec(document: Mapping[str, Any], source: str = "definition", lines: L
     Raises:
         InvalidPipeline: one line per problem.
     """
+    odd = [Problem(path, "may not contain NUL characters") for path in _nul_paths(document, ())]
+    if odd:
+        raise InvalidPipeline(_report(odd, source, lines))
     try:
         spec = PipelineSpec.model_validate(document)
     except ValidationError as error:
@@ -101,6 +104,20 @@ def build_spec(document: Mapping[str, Any], source: str = "definition", lines: L
     if problems:
         raise InvalidPipeline(_report(problems, source, lines))
     return spec
+
+
+def _nul_paths(value: object, path: tuple[str | int, ...]) -> Iterator[tuple[str | int, ...]]:
+    """Where a text has a NUL character, which Postgres does not take."""
+    if isinstance(value, str):
+        if "\x00" in value:
+            yield path
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _nul_paths(key, path)
+            yield from _nul_paths(inner, (*path, key))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _nul_paths(inner, (*path, index))
 
 
 def _collect_lines(node: yaml.Node, path: tuple[str | int, ...], lines: Lines) -> None:

@@ -16,8 +16,10 @@ from mlplat.execution.capture import log_folder
 from mlplat.http.bodies import MAX_BATCH_BYTES
 from mlplat.metrics.model import Point, encode
 from mlplat.pipelines.model import WHOLE_STEP, Attempt, AttemptState, State, StepRun
-from mlplat.pipelines.transitions import RunChange, Transition, TransitionWriter
+from mlplat.pipelines.transitions import TransitionWriter
 from tests.contract.chdb import batch, unique
+from tests.contract.pipelines import change, transition
+from tests.contract.waiting import until
 from tests.http.conftest import MLflow, Stack, expect_error
 
 INVALID = "INVALID_PARAMETER_VALUE"
@@ -120,20 +122,29 @@ async def test_a_blob_is_stored_under_its_digest(http: httpx.AsyncClient, stack:
 
 
 async def test_a_submitted_run_is_assigned_and_read_back(http: httpx.AsyncClient, stack: Stack) -> None:
-    run_id = await _submit(http, params={"lr": 1}, submitted_by="ann")
-    assert stack.executor.runs[run_id] == 1
+    run_id = await _submit(http, params={"lr": 1}, submitted_by="ann", priority=7)
+
+    async def is_assigned() -> bool:
+        return stack.executor.runs.get(run_id) == 1
+
+    await until(is_assigned)
     found = (await http.get(f"{RUNS}/{run_id}")).json()
     assert datetime.fromisoformat(found.pop("created_at")).tzinfo is not None
     steps = found.pop("steps")
     assert found == {
         "run_id": run_id, "pipeline": "demo", "state": "QUEUED", "error": None, "params": {"lr": 1.0},
-        "submitted_by": "ann", "started_at": None, "finished_at": None, "attempts": [],
+        "submitted_by": "ann", "source": "", "priority": 7, "concurrency_key": None, "resumed_from": None,
+        "stopping": None, "seq": 0, "started_at": None, "finished_at": None, "output": None, "attempts": [],
+        "signals": [],
     }  # fmt: skip
     assert list(steps) == ["zeta", "alpha"]  # in the order of the definition
     assert steps["zeta"] == {
-        "state": "PENDING", "attempt": 0, "failures": 0, "error": None, "output": None, "started_at": None,
-        "finished_at": None, "items": None,
+        "state": "PENDING", "attempt": 0, "failures": 0, "error": None, "output": None, "retry_at": None,
+        "queued_at": None, "started_at": None, "finished_at": None, "reused_from": None, "items": None,
     }  # fmt: skip
+    definition = (await http.get(f"{RUNS}/{run_id}/definition")).json()
+    assert list(definition["steps"]) == ["zeta", "alpha"]
+    assert definition["name"] == "demo"
 
 
 async def test_the_same_key_gives_the_same_run(http: httpx.AsyncClient) -> None:
@@ -165,11 +176,24 @@ async def test_the_same_key_gives_the_same_run(http: httpx.AsyncClient) -> None:
         ({"spec": _spec(steps={"a": {"uses": "os:no_such_function"}})}, "steps.a.uses: module 'os' has no function"),
         ({"params": {"nobody": 1}}, "parameters.nobody: unknown"),
         ({"params": {"lr": "fast"}}, "parameters.lr: expected float"),
-        ({"spec": "text"}, "body.spec"),
-        ({"params": []}, "body.params"),
-        ({"idempotency_key": ""}, "body.idempotency_key"),
-        ({"idempotency_key": "x" * 201}, "body.idempotency_key"),
-        ({"submitted_by": 7}, "body.submitted_by"),
+        ({"spec": "text"}, "expected an object with 'name' and 'steps'"),
+        ({"params": []}, "`$.params`"),
+        ({"idempotency_key": ""}, "`$.idempotency_key`"),
+        ({"idempotency_key": "x" * 201}, "`$.idempotency_key`"),
+        ({"idempotency_key": "a\x00"}, "may not contain NUL"),
+        ({"submitted_by": 7}, "`$.submitted_by`"),
+        ({"submitted_by": "a\x00"}, "may not contain NUL"),
+        ({"priority": 101}, "`$.priority`"),
+        ({"priority": 1.5}, "`$.priority`"),
+        ({"surprise": 1}, "unknown field `surprise`"),
+        ({"params": {"lr": "a\x00"}}, "parameters.lr"),
+        ({"spec": _spec(description="a\x00b")}, "description: may not contain NUL"),
+        ({"spec": _spec(steps={"a": {"uses": "os:getcwd", "with": {"x": ["\x00"]}}})}, "steps.a.with.x.0: may not"),
+        ({"spec": _spec(steps={"a": {"command": "echo", "env": {"variables": {"A": "\x00"}}}})}, "may not contain NUL"),
+        ({"spec": _spec(steps={"a": {"uses": "os:getcwd", "with": {"x": {"k\x00": 1}}}})}, "may not contain NUL"),
+        ({"spec": _spec(steps={"a": {}})}, "steps.a: needs exactly one of uses, command"),
+        ({"spec": _spec(steps={"a": {"uses": "os:getcwd", "command": "ls"}})}, "it has uses and command"),
+        ({"resumed_from": "a\x00"}, "NUL"),
     ],
 )  # fmt: skip
 async def test_a_malformed_pipeline_is_400_and_says_where(
@@ -210,6 +234,21 @@ async def test_runs_are_listed_newest_first_by_page(http: httpx.AsyncClient) -> 
     assert "steps" not in run
 
 
+async def test_runs_are_listed_by_what_they_are(http: httpx.AsyncClient) -> None:
+    name = unique("named").replace("_", "-")
+    ids = [await _submit(http, spec=_spec(name=name), submitted_by=by) for by in ("ann", "bob")]
+
+    async def listed(**query: str) -> list[str]:
+        response = await http.get(RUNS, params={"pipeline": name} | query)
+        assert response.status_code == 200
+        return [run["run_id"] for run in response.json()]
+
+    assert await listed() == ids[::-1]
+    assert await listed(submitted_by="bob", state="QUEUED", source="") == [ids[1]]
+    assert await listed(state="FAILED") == []
+    expect_error(await http.get(f"{RUNS}?state=NEW"), 400, INVALID, "query.state")
+
+
 @pytest.mark.parametrize("query", ["limit=0", "limit=1001", "limit=x", "offset=-1", "offset="])
 async def test_a_page_out_of_bounds_is_400(http: httpx.AsyncClient, query: str) -> None:
     expect_error(await http.get(f"{RUNS}?{query}"), 400, INVALID, f"query.{query.partition('=')[0]}")
@@ -222,12 +261,12 @@ async def test_an_unknown_run_is_404(http: httpx.AsyncClient) -> None:
 
 async def _play(stack: Stack, run_id: str) -> None:
     """What an executor would have written: a step that failed once, and a fan-out half done."""
-    writer = TransitionWriter(stack.engine)
+    writer = TransitionWriter(stack.engine, "executor")
     later = NOW + timedelta(seconds=1)
     await writer.write(
-        Transition(
+        transition(
             run_id,
-            stack.executor.runs[run_id],
+            (await stack.services.pipelines.get_run(run_id)).epoch,
             [
                 StepRun("zeta", WHOLE_STEP, State.SUCCEEDED, attempt=2, failures=1, started_at=NOW, finished_at=later,
                         output={"kind": "json", "value": {"acc": [0.5, None]}}),
@@ -236,11 +275,12 @@ async def _play(stack: Stack, run_id: str) -> None:
                 StepRun("alpha", 1, State.FAILED, attempt=1, failures=1, error="boom <b>"),
             ],
             [
-                Attempt("zeta", WHOLE_STEP, 1, AttemptState.FAILED, NOW, NOW, "ValueError: no"),
-                Attempt("zeta", WHOLE_STEP, 2, AttemptState.SUCCEEDED, NOW + timedelta(seconds=2), later),
-                Attempt("alpha", 1, 1, AttemptState.FAILED, NOW + timedelta(seconds=3), later, "boom <b>"),
+                Attempt("zeta", WHOLE_STEP, 1, AttemptState.FAILED, NOW, NOW, NOW, "ValueError: no"),
+                Attempt("zeta", WHOLE_STEP, 2, AttemptState.SUCCEEDED, NOW + timedelta(seconds=2), NOW, later,
+                        node="node-1", progress={"done": 1.0, "text": "all"}),
+                Attempt("alpha", 1, 1, AttemptState.FAILED, NOW + timedelta(seconds=3), NOW, later, "boom <b>"),
             ],
-            RunChange(State.RUNNING, started_at=NOW),
+            change(run_id, State.RUNNING, started_at=NOW),
         )
     )  # fmt: skip
     await writer.close()
@@ -250,21 +290,79 @@ async def test_a_run_shows_its_steps_items_and_attempts(http: httpx.AsyncClient,
     run_id = await _submit(http)
     await _play(stack, run_id)
     found = (await http.get(f"{RUNS}/{run_id}")).json()
-    assert (found["state"], found["started_at"]) == ("RUNNING", "2025-01-02T03:04:05Z")
+    assert (found["state"], found["started_at"], found["seq"]) == ("RUNNING", "2025-01-02T03:04:05Z", 1)
     zeta, alpha = found["steps"]["zeta"], found["steps"]["alpha"]
     assert (zeta["state"], zeta["attempt"], zeta["failures"], zeta["output"]) == (
         "SUCCEEDED", 2, 1, {"acc": [0.5, None]},
     )  # fmt: skip
-    assert alpha["items"] == [
-        {"state": "SUCCEEDED", "attempt": 1, "error": None},
-        {"state": "FAILED", "attempt": 1, "error": "boom <b>"},
-    ]
+    assert [(item["state"], item["attempt"], item["error"], item["output"]) for item in alpha["items"]] == [
+        ("SUCCEEDED", 1, None, 1), ("FAILED", 1, "boom <b>", None),
+    ]  # fmt: skip
     assert alpha["output"] is None
     assert [(entry["step"], entry["item"], entry["attempt"], entry["state"]) for entry in found["attempts"]] == [
-        ("zeta", None, 1, "FAILED"),
-        ("zeta", None, 2, "SUCCEEDED"),
-        ("alpha", 1, 1, "FAILED"),
-    ]
+        ("zeta", None, 1, "FAILED"), ("zeta", None, 2, "SUCCEEDED"), ("alpha", 1, 1, "FAILED"),
+    ]  # fmt: skip
+    assert (found["attempts"][1]["node"], found["attempts"][1]["progress"]) == ("node-1", {"done": 1.0, "text": "all"})
+
+
+async def test_a_run_is_cancelled_and_says_by_whom(http: httpx.AsyncClient, stack: Stack) -> None:
+    run_id = await _submit(http)
+    response = await http.post(f"{RUNS}/{run_id}/cancel", json={"by": "ann", "comment": "enough"})
+    assert (response.status_code, response.json()["run_id"]) == (200, run_id)
+    [signal] = (await http.get(f"{RUNS}/{run_id}")).json()["signals"]
+    assert (signal["kind"], signal["step"], signal["by"], signal["comment"]) == ("cancel", "", "ann", "enough")
+    [heard] = [signal for signal in await stack.services.pipelines.find_signals("executor") if signal.run_id == run_id]
+    assert heard.by == "ann"
+
+
+async def test_an_approval_is_decided_over_http(http: httpx.AsyncClient, stack: Stack) -> None:
+    run_id = await _submit(http, spec=_spec(steps={"ask": {"approval": {"approvers": ["ann"]}}}))
+    path = f"{RUNS}/{run_id}/steps"
+    expect_error(await http.post(f"{path}/ask/approve", json={"by": "ann"}), 400, INVALID, "'ask' is PENDING")
+    writer = TransitionWriter(stack.engine, "executor")
+    await writer.write(transition(run_id, 1, [StepRun("ask", WHOLE_STEP, State.QUEUED)]))
+    await writer.close()
+    expect_error(await http.post(f"{path}/ask/reject", json={"by": "eve"}), 403, "PERMISSION_DENIED", "'eve' may not")
+    expect_error(await http.post(f"{path}/nobody/approve", json={"by": "ann"}), 404, MISSING, "no step 'nobody'")
+    assert (await http.post(f"{path}/ask/approve", json={"by": "ann"})).status_code == 200
+    [signal] = (await http.get(f"{RUNS}/{run_id}")).json()["signals"]
+    assert (signal["kind"], signal["step"]) == ("approve", "ask")
+
+
+@pytest.mark.parametrize("path", ["cancel", "steps/zeta/approve", "steps/zeta/reject"])
+@pytest.mark.parametrize(
+    "body", [{"by": "a\x00"}, {"comment": "\x00"}, {"by": 7}, {"by": "x" * 201}, {"comment": "x" * 2_001}, []]
+)
+async def test_what_people_say_is_checked(http: httpx.AsyncClient, path: str, body: Any) -> None:
+    run_id = await _submit(http)
+    response = await http.post(f"{RUNS}/{run_id}/{path}", json=body)
+    assert response.status_code == 400, response.text
+    assert response.json()["error_code"] == INVALID
+    assert (await http.get(f"{RUNS}/{run_id}")).json()["signals"] == []
+
+
+@pytest.mark.parametrize(
+    "path", ["%00", "%00/logs", "x%00/definition", "?pipeline=%00", "?submitted_by=a%00", "?source=%00"]
+)
+async def test_a_nul_in_an_address_finds_nothing_or_is_refused(http: httpx.AsyncClient, path: str) -> None:
+    response = await http.get(f"{RUNS}{path if path.startswith('?') else '/' + path}")
+    assert response.status_code in {400, 404}, response.text
+
+
+async def test_a_run_goes_on_from_one_that_is_over(http: httpx.AsyncClient, stack: Stack) -> None:
+    run_id = await _submit(http)
+    again = {"spec": _spec(), "idempotency_key": unique("key"), "resumed_from": run_id}
+    expect_error(await http.post(RUNS, json=again), 400, INVALID, f"run {run_id} is QUEUED")
+    writer = TransitionWriter(stack.engine, "executor")
+    await writer.write(transition(run_id, 1, run=change(run_id, State.FAILED, error="no")))
+    await writer.close()
+    expect_error(await http.post(RUNS, json=again | {"from_step": "x"}), 400, INVALID, "no step 'x'")
+    other = again | {"spec": _spec(name="other")}
+    expect_error(await http.post(RUNS, json=other), 400, INVALID, "is one of 'demo', not of 'other'")
+    missing = again | {"resumed_from": "nobody"}
+    expect_error(await http.post(RUNS, json=missing), 404, MISSING, "No pipeline run with id=nobody exists")
+    new_id = (await http.post(RUNS, json=again | {"from_step": "alpha"})).json()["run_id"]
+    assert (await http.get(f"{RUNS}/{new_id}")).json()["resumed_from"] == run_id
 
 
 async def test_logs_have_a_heading_for_each_attempt(http: httpx.AsyncClient, stack: Stack) -> None:

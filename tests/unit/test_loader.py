@@ -274,3 +274,16 @@ def test_a_damaged_definition_is_a_pipeline_or_refused_with_its_source(start: in
     except InvalidPipeline as error:
         message = error.message
     assert all(line.startswith("p.yaml:") for line in message.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("line", "path"),
+    [
+        ('    description: "a\\0b"', "steps.a.description"),
+        ('    with: {x: ["\\0"]}', "steps.a.with.x.0"),
+        ('    with: {"k\\0": 1}', "steps.a.with"),
+        ('    command: "x\\0"', "steps.a.command"),
+    ],
+)
+def test_nul_characters_are_refused(line: str, path: str) -> None:
+    assert problems(f"name: p\n{STEPS}{line}\n") == [f"p.yaml:5: {path}: may not contain NUL characters"]
