@@ -18,6 +18,12 @@ from jmespath.exceptions import JMESPathError
 from mlplat.errors import InvalidInput
 
 _EXPRESSION = re.compile(r"\$\{\{(.*?)\}\}", re.DOTALL)
+#: The next part of a shell command, by the quotes around it.
+_SHELL_PARTS = {
+    "": re.compile(r"\$\{\{.*?\}\}|\\.|(?<!\S)#[^\n]*|\$\(|.", re.DOTALL),
+    '"': re.compile(r"\$\{\{.*?\}\}|\\.|\$\(|.", re.DOTALL),
+    "'": re.compile(r"\$\{\{.*?\}\}|.", re.DOTALL),
+}
 ROOTS = ("params", "steps", "item", "run")
 RUN_FIELDS = ("id", "pipeline", "state")
 
@@ -52,6 +58,12 @@ def find_expressions(value: object, path: tuple[str | int, ...] = ()) -> Iterato
     elif isinstance(value, list | tuple):
         for index, inner in enumerate(value):
             yield from find_expressions(inner, (*path, index))
+
+
+def is_expression(text: str) -> bool:
+    """Whether the text is one expression and nothing else, so that it gives a value and not a text."""
+    match = _EXPRESSION.match(text.strip())
+    return match is not None and match.end() == len(text.strip())
 
 
 def references(expression: str) -> set[tuple[str, ...]]:
@@ -122,9 +134,8 @@ def render(template: object, scope: Mapping[str, Any]) -> Any:
         InvalidInput: an expression fails on these values.
     """
     if isinstance(template, str):
-        whole = _EXPRESSION.match(template.strip())
-        if whole and whole.end() == len(template.strip()):
-            return _evaluate(whole.group(1).strip(), scope)
+        if is_expression(template):
+            return _evaluate(template.strip()[3:-2].strip(), scope)
         return _EXPRESSION.sub(lambda match: _as_text(_evaluate(match.group(1).strip(), scope)), template)
     if isinstance(template, Mapping):
         return {key: render(inner, scope) for key, inner in template.items()}
@@ -134,18 +145,53 @@ def render(template: object, scope: Mapping[str, Any]) -> Any:
 
 
 def render_command(command: str, scope: Mapping[str, Any]) -> str:
-    """A shell command with every expression replaced by its value as one quoted word, never as code.
+    """A shell command whose expressions have become variables, which are set at its start: values are never code.
+
+    A value is one word, or a part of the quoted text that it stands in; quotes of either kind around it are fine.
 
     Raises:
         InvalidInput: an expression fails on these values.
     """
-    return _EXPRESSION.sub(lambda match: shlex.quote(_as_text(_evaluate(match.group(1).strip(), scope))), command)
+    values: list[str] = []
+    text = ""
+    for quotes, part in _shell_parts(command):
+        expression = _EXPRESSION.fullmatch(part)
+        if expression is None:
+            text += part
+            continue
+        values.append(f"mlplat_{len(values)}={shlex.quote(_as_text(_evaluate(expression.group(1).strip(), scope)))}")
+        variable = f"${{mlplat_{len(values) - 1}}}"
+        text += {"": f'"{variable}"', '"': variable, "'": f"'\"{variable}\"'"}[quotes]
+    return "; ".join([*values, text])
+
+
+def _shell_parts(command: str) -> Iterator[tuple[str, str]]:
+    """A shell command in parts, each with the quotes that it stands in. Expressions are parts of their own.
+
+    Where this takes some rare syntax for another, a value is split or has a quote too many; it never becomes code.
+    """
+    stack = [""]
+    position = 0
+    while position < len(command):
+        quotes = stack[-1] if stack[-1] != "(" else ""
+        match = _SHELL_PARTS[quotes].match(command, position)
+        assert match is not None  # each pattern takes any character
+        part, position = match.group(), match.end()
+        yield quotes, part
+        if quotes and part == quotes:
+            stack.pop()
+        elif part == "$(" and quotes != "'":
+            stack.append("(")
+        elif not quotes and part in {"'", '"', "("}:
+            stack.append(part)
+        elif not quotes and part == ")" and stack[-1] == "(":
+            stack.pop()
 
 
 def _evaluate(expression: str, scope: Mapping[str, Any]) -> Any:
     try:
         return jmespath.search(expression, scope)
-    except JMESPathError as error:
+    except (JMESPathError, TypeError, ValueError, ArithmeticError, RecursionError) as error:  # it lets some through
         raise InvalidInput(f"expression {expression!r} failed: {str(error).splitlines()[0]}") from error
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -9,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlplat.errors import InvalidInput
-from mlplat.pipelines.expressions import OutputRef, find_expressions, references, render
+from mlplat.pipelines.expressions import OutputRef, find_expressions, references, render, render_command
 
 FRAME = OutputRef("d" * 64, "DataFrame")
 SCOPE: dict[str, Any] = {
@@ -185,3 +188,102 @@ def test_a_value_without_expressions_renders_to_itself(value: Any) -> None:
 @given(json_values)
 def test_a_parameter_arrives_unchanged(value: Any) -> None:
     assert render("${{ params.x }}", {"params": {"x": value}}) == value
+
+
+@pytest.mark.parametrize(
+    ("expression", "value"),
+    [
+        ("x[?n > `1`]", [{"n": "text"}]),
+        ("max_by(x, &n)", [{"n": 1}, {"n": "text"}]),
+        ("x[::0]", [1]),
+        ("floor(x)", float("inf")),
+        ("avg(x)", [10**400, 1.5]),
+        ("merge(x, `{}`)", None),
+        ("contains(x, `1`)", "text"),
+    ],
+)
+def test_values_that_an_expression_cannot_take_are_told(expression: str, value: Any) -> None:
+    with pytest.raises(InvalidInput, match="failed"):
+        render(f"${{{{ {expression.replace('x', 'item', 1)} }}}}", {"item": value})
+
+
+# -- shell commands --------------------------------------------------------------------------------
+
+X = "${{ params.x }}"
+COMMANDS = {
+    f"printf %s {X}": "{}",
+    f'printf %s "{X}"': "{}",
+    f"printf %s '{X}'": "{}",
+    f"printf %s a{X}b": "a{}b",
+    f'printf %s "a {X} b"': "a {} b",
+    f"printf %s 'a # {X} b'": "a # {} b",
+    f"printf %s 'a\\' {X}": "a\\{}",
+    f'printf %s \\"{X}': '"{}',
+    f'printf %s "$(printf %s {X}.)"': "{}.",
+    f'printf %s "$(printf %s "{X}.")"': "{}.",
+    f"(printf %s {X})": "{}",
+    f"f() {{ printf %s {X}; }}; f": "{}",
+    f"case x in x) printf %s {X};; esac": "{}",
+    f"# don't {X}\nprintf %s {X}": "{}",
+    f"sh -c 'printf %s \"$1\"' x {X}": "{}",
+    f"x='it'\"'\"'s'; printf %s {X}": "{}",
+    f"printf %s%s {X} '{X}'": "{}{}",
+}
+NASTY = [
+    "plain", "two  words", "", "*", "$HOME", "${x}", "a\nb\n", "\\", "'", '"', "-n", "ü", "# x", "$(touch pwned)",
+    "`touch pwned`", "'; touch pwned; '", '"; touch pwned; "', "$(touch pwned", "'\"$(touch pwned)", "\n; touch pwned\n",
+]  # fmt: skip
+
+
+def _sh(command: str, folder: Path) -> str:
+    done = subprocess.run(
+        ["/bin/sh", "-ec", command], cwd=folder, capture_output=True, text=True, timeout=20, check=True
+    )
+    return done.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_shell_command_gets_values_as_they_are(command: str, tmp_path: Path) -> None:
+    for value in NASTY:
+        wanted = COMMANDS[command].replace("{}", value)
+        assert _sh(render_command(command, {"params": {"x": value}}), tmp_path) == wanted
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [v for v in NASTY if "touch" in v])
+@pytest.mark.parametrize(
+    "command",
+    [
+        f"cat <<EOF\n{X}\nEOF",
+        f"cat <<'EOF'\nit's {X}\nEOF",
+        f"echo $(( 1 + 1 )) {X} )",
+        f"echo `echo '{X}'`",
+        f"echo \\{X}",
+    ],
+)
+def test_no_value_becomes_code_in_odd_syntax(command: str, value: str, tmp_path: Path) -> None:
+    rendered = render_command(command, {"params": {"x": value}})
+    subprocess.run(["/bin/sh", "-c", rendered], cwd=tmp_path, capture_output=True, timeout=20, check=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.lists(st.sampled_from(["'", '"', "\\", "$(", ")", "(", " ", "#", "\n", "a", X, "`", ";", "echo "]), max_size=12)
+)
+def test_no_value_becomes_code_in_any_command(parts: list[str]) -> None:
+    with TemporaryDirectory() as folder:
+        rendered = render_command("".join(parts), {"params": {"x": "$(touch pwned)`touch pwned`;touch pwned;'\"\n"}})
+        subprocess.run(["/bin/sh", "-c", rendered], cwd=folder, capture_output=True, timeout=20, check=False)
+        assert list(Path(folder).iterdir()) == []
+
+
+def test_values_that_are_no_text_are_json_in_a_command() -> None:
+    command = render_command("printf '%s ' ${{ params.n }} ${{ params.on }} ${{ item }}", SCOPE)
+    assert _sh(command, Path("/")) == '3 true ["a", "b"] '
+    with pytest.raises(InvalidInput, match="a DataFrame cannot be part of a text"):
+        render_command("cat ${{ steps.frame.output }}", SCOPE)
+
+
+def test_a_command_without_expressions_stays_as_it_is() -> None:
+    assert render_command("echo '$x' \"${y}\" # z", {}) == "echo '$x' \"${y}\" # z"
