@@ -9,7 +9,7 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from mlplat.errors import InvalidInput
-from mlplat.pipelines.expressions import find_expressions, references
+from mlplat.pipelines.expressions import find_expressions, is_expression, references
 from mlplat.pipelines.spec import MAX_DEPTH, PipelineSpec, Step
 
 #: Looking for similar names among more than these takes too long.
@@ -74,9 +74,9 @@ def _check_references(spec: PipelineSpec, prefix: Path) -> Iterator[Problem]:
             for field, per_item in EXPRESSION_FIELDS.items():
                 has_item = per_item and step.foreach is not None
                 yield from scope.check(expression_field(step, field), (*where, field), has_item)
-            if isinstance(step.foreach, str) and not list(find_expressions(step.foreach)):
+            if isinstance(step.foreach, str) and not is_expression(step.foreach):
                 yield Problem((*where, "foreach"), "expected a list, or an expression that gives one")
-            if step.when is not None and len(list(find_expressions(step.when))) != 1:
+            if step.when is not None and not is_expression(step.when):
                 yield Problem((*where, "when"), "expected one expression: ${{ … }}")
     whole = _Scope(spec.parameters, spec.steps, False)
     yield from whole.check(spec.outputs, (*prefix, "outputs"), False)

@@ -150,6 +150,23 @@ def test_conditions_and_commands_are_needs_too() -> None:
     assert dependencies(spec_of(steps)) == {"a": set(), "b": {"a"}, "c": {"b"}, "d": {"c", "a"}}
 
 
+@pytest.mark.parametrize(
+    "when", ["true", "", "params.n", "${{ params.n }} ${{ params.n }}", "${{ params.n }} > 1", "not ${{ params.n }}"]
+)
+def test_a_condition_is_one_expression_and_nothing_else(when: str) -> None:
+    # Anything else is a text when it is evaluated, which is always true.
+    assert check_graph({"a": step() | {"when": when}}, "n") == [
+        Problem(("steps", "a", "when"), "expected one expression: ${{ … }}")
+    ]
+
+
+@pytest.mark.parametrize("foreach", ["", "a,b", "x ${{ params.n }}", "${{ params.n }}${{ params.n }}"])
+def test_a_fan_out_goes_over_one_expression_or_a_list(foreach: str) -> None:
+    assert check_graph({"a": step(foreach=foreach)}, "n") == [
+        Problem(("steps", "a", "foreach"), "expected a list, or an expression that gives one")
+    ]
+
+
 def test_an_expression_may_have_room_around_it() -> None:
     assert check_graph({"a": step(foreach=" ${{ params.n }}\n") | {"when": "\n${{ params.n }} "}}, "n") == []
 
