@@ -35,7 +35,7 @@ class AdmissionQueue:
         self._waiting: dict[int, dict[str, deque[Candidate]]] = {}
         #: Runs whose key was full when their turn came, oldest first.
         self._parked: dict[str, deque[Candidate]] = {}
-        self._ids: set[str] = set()
+        self._ids: dict[str, Candidate] = {}
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -57,14 +57,14 @@ class AdmissionQueue:
         """The run waits. A run that is known already changes nothing."""
         if candidate.run_id in self._ids or candidate.run_id in self._active:
             return
-        self._ids.add(candidate.run_id)
+        self._ids[candidate.run_id] = candidate
         self._lane(candidate).append(candidate)
 
     def start(self, candidate: Candidate) -> None:
         """The run is under way, whether it waited here or not."""
         if candidate.run_id in self._active:
             return
-        self._ids.discard(candidate.run_id)
+        self._ids.pop(candidate.run_id, None)
         self._active[candidate.run_id] = candidate
         self._by_submitter[candidate.submitter] += 1
         if candidate.key is not None:
@@ -72,11 +72,12 @@ class AdmissionQueue:
 
     def end(self, run_id: str) -> bool:
         """The run is over, or waits no more. False when it was not known."""
-        known = run_id in self._ids
-        self._ids.discard(run_id)
+        waiting = self._ids.pop(run_id, None)
         candidate = self._active.pop(run_id, None)
+        if waiting is not None and waiting.key is not None:  # its turn may have come already
+            self._unpark(waiting.key)
         if candidate is None:
-            return known
+            return waiting is not None
         self._by_submitter[candidate.submitter] -= 1
         if candidate.key is not None:
             self._by_key[candidate.key] -= 1
