@@ -25,7 +25,7 @@ def attempt_request(
     command: str | list[Any] | None,
 ) -> AttemptRequest:
     """The attempt with the number in ``row``; ``arguments`` and ``command`` are rendered."""
-    env = step.env if step.env != Env() else spec.env
+    env = spec.env_of(step)
     return AttemptRequest(
         pipeline=run.name,
         run_id=run.run_id,

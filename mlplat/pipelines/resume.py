@@ -12,8 +12,11 @@ from mlplat.pipelines.expressions import find_expressions, references
 from mlplat.pipelines.model import WHOLE_STEP, Node, RunSnapshot, State, StepRun
 from mlplat.pipelines.spec import PipelineSpec, Step
 
-#: What does not change a step's result.
-_IRRELEVANT = {"description", "retry", "timeout_s", "resources", "max_parallel", "durable", "fresh_process", "needs"}
+#: What does not change a step's result; the environment does, and may be that of the pipeline.
+_IRRELEVANT = {
+    "description", "retry", "timeout_s", "resources", "max_parallel", "durable", "fresh_process", "needs", "cache",
+    "checkpoint", "env",
+}  # fmt: skip
 
 
 def check_resume(earlier: RunSnapshot, spec: PipelineSpec, from_step: str | None) -> None:
@@ -52,6 +55,7 @@ def reusable(
             or step.approval is not None
             or not needs[name] <= whole
             or not _is_same(step, before.steps.get(name), params, earlier.run.params)
+            or (step.pipeline is None and spec.env_of(step) != before.env_of(before.steps[name]))
         ):
             continue
         if row.is_satisfied:

@@ -208,6 +208,10 @@ class PipelineSpec(Strict):
         """Steps, then finally steps, each in the order of the definition."""
         return {**self.steps, **self.finally_}
 
+    def env_of(self, step: Step) -> Env:
+        """The environment of a step's attempts: its own, or the pipeline's."""
+        return step.env if step.env != Env() else self.env
+
     def to_json(self) -> dict[str, Any]:
         """The spec as it is stored and sent: only what differs from the defaults, so it reads as it was written."""
         return self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
