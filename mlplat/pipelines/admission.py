@@ -49,13 +49,17 @@ class AdmissionQueue:
         """Whether as many runs as ``limit`` with that key are under way."""
         return self._by_key[key] >= limit
 
+    def knows(self, run_id: str) -> bool:
+        """Whether the run waits or is under way."""
+        return run_id in self._ids or run_id in self._active
+
     def holders(self, key: str) -> list[str]:
         """Runs under way with that key, oldest first."""
         return [run_id for run_id, candidate in self._active.items() if candidate.key == key]
 
     def add(self, candidate: Candidate) -> None:
         """The run waits. A run that is known already changes nothing."""
-        if candidate.run_id in self._ids or candidate.run_id in self._active:
+        if self.knows(candidate.run_id):
             return
         self._ids[candidate.run_id] = candidate
         self._lane(candidate).append(candidate)

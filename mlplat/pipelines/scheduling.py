@@ -191,7 +191,7 @@ class SchedulerService:
         key = None
         if spec.concurrency is not None:
             key = str(render(spec.concurrency.key, {"params": params}))[:1_000]
-            await self._make_room(parsed, key)
+            await self._make_room(parsed, key, submission.idempotency_key)
         return NewRun(
             secrets.token_hex(RUN_ID_BYTES), spec.digest, spec.name, parsed.raw, params, submission.idempotency_key,
             submission.submitted_by, submission.source,
@@ -208,10 +208,12 @@ class SchedulerService:
         if problems:
             raise InvalidPipeline("\n".join(problems))
 
-    async def _make_room(self, parsed: ParsedSpec, key: str) -> None:
-        """What the pipeline says about a full concurrency key."""
+    async def _make_room(self, parsed: ParsedSpec, key: str, idempotency_key: str) -> None:
+        """What the pipeline says about a full concurrency key. A submission that is repeated is no other run."""
         concurrency = parsed.spec.concurrency
-        if concurrency is None or not self._queue.is_full(key, concurrency.limit):
+        if concurrency is None or concurrency.when_full == "queue" or not self._queue.is_full(key, concurrency.limit):
+            return
+        if await self._submissions.is_known(idempotency_key):
             return
         if concurrency.when_full == "reject":
             holders = ", ".join(self._queue.holders(key)[:5])
@@ -321,10 +323,18 @@ class SchedulerService:
             self._note_active(run)
         for run_id, by in await self._submissions.find_cancelled_waiting():
             await self.cancel(run_id, by)
+        await self._find_forgotten()
         await self._admit()
         owned = await self._ask_executors() if open_runs else {}
         lost = [run.run_id for run in open_runs.values() if not self._is_driven(run, owned)]
         await self._assign({run_id: self._choose_executor(run_id) for run_id in lost})
+
+    async def _find_forgotten(self) -> None:
+        """Queues runs that became durable when their submitter, or the answer to it, had gone."""
+        waiting = await self._submissions.find_waiting()
+        if any(not self._queue.knows(run_id) for run_id in waiting):
+            for run in await self._submissions.find_open(assigned=False):
+                self._queue.add(_candidate(run))
 
     def _is_driven(self, run: PipelineRun, owned: Mapping[str, Mapping[str, int]]) -> bool:
         if run.executor not in self._executors:

@@ -142,6 +142,18 @@ class SubmissionStore:
         async with self._engine.connect() as connection:
             return [run_of(row) for row in await connection.execute(query)]
 
+    async def find_waiting(self) -> list[str]:
+        """Runs that are not over and have no executor."""
+        query = select(pipeline_run.c.run_id).where(IS_OPEN, pipeline_run.c.executor.is_(None))
+        async with self._engine.connect() as connection:
+            return list((await connection.execute(query)).scalars())
+
+    async def is_known(self, idempotency_key: str) -> bool:
+        """Whether there is a run under this key."""
+        query = select(pipeline_run.c.run_id).where(pipeline_run.c.idempotency_key == idempotency_key)
+        async with self._engine.connect() as connection:
+            return (await connection.execute(query)).first() is not None
+
     async def find_cancelled_waiting(self) -> list[tuple[str, str]]:
         """Runs without an executor that somebody has cancelled, and who."""
         query = (
