@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from mlplat.errors import InvalidInput
 from mlplat.pipelines.expressions import OutputRef
+
+#: How long a command may take to end after it was asked to; shorter than the grace of its attempt.
+GRACE_S = 5.0
 
 
 class CommandFailed(Exception):
@@ -34,13 +39,13 @@ def run_command(command: str | list[str], arguments: Mapping[str, Any], step: st
         environment |= {"MLPLAT_OUTPUT": str(output), "MLPLAT_STEP": step}
         program = ["/bin/sh", "-ec", command] if isinstance(command, str) else command
         try:
-            process = subprocess.Popen(program, env=os.environ | environment)
+            process = subprocess.Popen(program, env=os.environ | environment, start_new_session=True)
         except OSError as error:
             raise InvalidInput(f"cannot run {program[0]!r}: {error.strerror}") from error
         try:
             code = process.wait()
-        except BaseException:  # cancelled: the command goes first
-            process.terminate()
+        except BaseException:  # cancelled: the command goes first, with all that it has started
+            _end(process)
             raise
         if code:
             how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
@@ -48,12 +53,24 @@ def run_command(command: str | list[str], arguments: Mapping[str, Any], step: st
         return _read_output(output)
 
 
+def _end(process: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(GRACE_S)
+    with suppress(ProcessLookupError):  # what is left of the group
+        os.killpg(process.pid, signal.SIGKILL)
+
+
 def _text(name: str, value: Any) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, OutputRef):
         raise InvalidInput(f"with.{name}: a {value.type_name} cannot be given to a command")
-    return json.dumps(value)
+    try:
+        return json.dumps(value)
+    except TypeError as error:  # an OutputRef or an object inside of something
+        raise InvalidInput(f"with.{name}: {error}") from error
 
 
 def _read_output(path: Path) -> Any:

@@ -136,7 +136,7 @@ def render(template: object, scope: Mapping[str, Any]) -> Any:
     if isinstance(template, str):
         if is_expression(template):
             return _evaluate(template.strip()[3:-2].strip(), scope)
-        return _EXPRESSION.sub(lambda match: _as_text(_evaluate(match.group(1).strip(), scope)), template)
+        return _EXPRESSION.sub(lambda match: as_text(_evaluate(match.group(1).strip(), scope)), template)
     if isinstance(template, Mapping):
         return {key: render(inner, scope) for key, inner in template.items()}
     if isinstance(template, list | tuple):
@@ -159,7 +159,7 @@ def render_command(command: str, scope: Mapping[str, Any]) -> str:
         if expression is None:
             text += part
             continue
-        values.append(f"mlplat_{len(values)}={shlex.quote(_as_text(_evaluate(expression.group(1).strip(), scope)))}")
+        values.append(f"mlplat_{len(values)}={shlex.quote(as_text(_evaluate(expression.group(1).strip(), scope)))}")
         variable = f"${{mlplat_{len(values) - 1}}}"
         text += {"": f'"{variable}"', '"': variable, "'": f"'\"{variable}\"'"}[quotes]
     return "; ".join([*values, text])
@@ -195,7 +195,12 @@ def _evaluate(expression: str, scope: Mapping[str, Any]) -> Any:
         raise InvalidInput(f"expression {expression!r} failed: {str(error).splitlines()[0]}") from error
 
 
-def _as_text(value: object) -> str:
+def as_text(value: object) -> str:
+    """A value as a part of a text: JSON, unless it is a text.
+
+    Raises:
+        InvalidInput: it is no JSON.
+    """
     if isinstance(value, str):
         return value
     if isinstance(value, OutputRef):

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from mlplat.errors import InvalidInput
+from mlplat.pipelines.expressions import as_text
 from mlplat.pipelines.model import Attempt, AttemptRequest, ChildRequest, PipelineRun, Reservation, StepRun
 from mlplat.pipelines.spec import Env, PipelineSpec, Step
 from mlplat.pipelines.stored import canonical_form
@@ -109,5 +110,5 @@ def _target(step: Step, command: str | list[Any] | None) -> str | list[str]:
     if step.command is None:
         return step.uses or step.notebook or ""
     if isinstance(command, list):
-        return [part if isinstance(part, str) else msgspec.json.encode(part).decode() for part in command]
+        return [as_text(part) for part in command]
     return command or ""

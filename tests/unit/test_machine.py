@@ -370,6 +370,20 @@ def test_a_request_carries_everything_that_a_worker_needs() -> None:
     assert play.requests["a", -1, 1].label == "run1/a/-1/1"
 
 
+def test_a_program_gets_values_as_texts_and_no_pickles() -> None:
+    steps = {"a": {}, "b": {"command": ["run", "${{ steps.a.output }}", "--x=${{ params.n }}", "$(no shell)"]}}
+    for value, text in ((3, "3"), ("a b", "a b"), ([1, "ü"], '[1, "\\u00fc"]'), (None, "null")):
+        play = Play(spec_of(steps), {"n": True})
+        play.begin()
+        play.ends("a", output=stored(value))
+        assert play.requests["b", -1, 1].target == ["run", text, "--x=true", "$(no shell)"]
+    pickle = {"kind": "blob", "digest": "d", "type": "Model"}
+    for output in (pickle, {"kind": "list", "outputs": [pickle]}):
+        play = begun(steps)
+        play.ends("a", output=output)
+        assert (play.row("b").state, play.row("b").attempt) == (State.FAILED, 0)
+
+
 # -- approvals -------------------------------------------------------------------------------------
 
 
