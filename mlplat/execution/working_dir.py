@@ -8,7 +8,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -38,7 +38,17 @@ def inside_working_dir(digest: str | None, artifacts: ArtifactStore) -> Iterator
         yield
     finally:
         os.chdir(before)
-        sys.path.remove(folder)
+        with suppress(ValueError):  # the user's code may have removed it
+            sys.path.remove(folder)
+        _forget_modules(Path(folder))
+
+
+def _forget_modules(folder: Path) -> None:
+    """Workers stay: a module of this folder must not stand in for one of the same name in the next attempt's."""
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if file is not None and Path(file).is_relative_to(folder):
+            del sys.modules[name]
 
 
 @lru_cache(maxsize=KEPT_PER_PROCESS)
