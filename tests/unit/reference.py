@@ -101,8 +101,9 @@ class Reference:
         if self.timeout_s is not None and now >= self.timeout_s:
             self.stop("FAILED")
         self.started = set()
-        while any([self._look(name, now, chosen) for name in self.sketches]):
-            pass
+        changed = True
+        while changed:
+            changed = sum(self._look(name, now, chosen) for name in self.sketches) > 0
         if all(self.cells[name, -1].state in OVER for name in self.sketches):
             failed = any(self.cells[name, -1].state == "FAILED" for name in self.sketches)
             self.state = self.stopping or ("FAILED" if failed else "SUCCEEDED")

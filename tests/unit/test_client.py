@@ -12,8 +12,8 @@ import pytest
 from mlplat import errors
 from mlplat.errors import InvalidInput, Overloaded, PlatformError, Unavailable
 from mlplat.sdk import context
-from mlplat.sdk.client import Client, client_for, default_url
 from mlplat.sdk.checkpoints import Checkpoints
+from mlplat.sdk.client import Client, client_for, default_url
 from mlplat.sdk.context import StepContext, current_step, enter_step
 
 URL = "http://platform.test:8700"

@@ -231,7 +231,8 @@ COMMANDS = {
 }
 NASTY = [
     "plain", "two  words", "", "*", "$HOME", "${x}", "a\nb\n", "\\", "'", '"', "-n", "ü", "# x", "$(touch pwned)",
-    "`touch pwned`", "'; touch pwned; '", '"; touch pwned; "', "$(touch pwned", "'\"$(touch pwned)", "\n; touch pwned\n",
+    "`touch pwned`", "'; touch pwned; '", '"; touch pwned; "', "$(touch pwned", "'\"$(touch pwned)",
+    "\n; touch pwned\n",
 ]  # fmt: skip
 
 
