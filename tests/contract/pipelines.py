@@ -65,8 +65,10 @@ def transition(
     cache: Sequence[CachedOutput] = (),
 ) -> Transition:
     """What an executor writes."""
-    for row in (*step_runs, *attempts):
+    for row in step_runs:
         row.seq = seq
+    for entry in attempts:
+        entry.seq = seq
     return Transition.of(run_id, epoch, Changes(seq, list(step_runs), list(attempts), run), children, cache)
 
 

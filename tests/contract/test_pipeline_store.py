@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from mlplat.errors import InvalidInput, NotFound, PermissionDenied
@@ -49,7 +51,8 @@ async def test_an_unknown_run_is_not_found(pipelines: Pipelines) -> None:
 
 
 async def test_a_snapshot_has_a_row_for_each_step_and_finally_step(pipelines: Pipelines) -> None:
-    run_id = await pipelines.add(None, spec_of(**{"finally": {"clean": {"uses": "os:getcwd"}}}))
+    finally_: dict[str, Any] = {"finally": {"clean": {"uses": "os:getcwd"}}}
+    run_id = await pipelines.add(None, spec_of(**finally_))
     rows = (await pipelines.snapshot(run_id)).step_runs
     assert rows == [StepRun(name, WHOLE_STEP, State.PENDING) for name in ("train", "check", "clean")]
 

@@ -131,7 +131,7 @@ async def test_a_run_whose_submitter_has_gone_runs_all_the_same(scheduling: Sche
     await scheduling.is_driven(forgotten)
 
 
-CANCELLING = {"concurrency": {"key": "k", "when_full": "cancel_running"}}
+CANCELLING: dict[str, Any] = {"concurrency": {"key": "k", "when_full": "cancel_running"}}
 
 
 async def test_a_full_key_refuses_when_it_says_so(scheduling: Scheduling) -> None:

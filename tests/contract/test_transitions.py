@@ -131,7 +131,7 @@ async def test_many_children_of_one_definition(pipelines: Pipelines) -> None:
 
 async def test_cached_outputs_are_found_by_key_and_age(pipelines: Pipelines) -> None:
     run_id, epoch = await pipelines.run()
-    value = {"kind": "json", "value": [1]}
+    value: dict[str, object] = {"kind": "json", "value": [1]}
     cache = [CachedOutput("k1", "train", -1, value), CachedOutput("k2", "train", 3, value)]
     await pipelines.writer.write(transition(run_id, epoch, cache=cache))
     found = await pipelines.store.find_cached({"k1": None, "k2": 60.0, "k3": None})

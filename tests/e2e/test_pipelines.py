@@ -181,9 +181,7 @@ def test_bad_input_is_refused_at_submit(
 
 
 def test_the_notebook_runs(platform: Platform) -> None:
-    notebook = nbformat.reads(  # type: ignore[no-untyped-call]  # nbformat has no types
-        (ROOT / "notebooks" / "01_quickstart.ipynb").read_text(), as_version=4
-    )
+    notebook = nbformat.reads((ROOT / "notebooks" / "01_quickstart.ipynb").read_text(), as_version=4)
     environment = platform.environment | {"MLPLAT_URL": platform.url}
     client = NotebookClient(notebook, timeout=150, kernel_name="python3")
     saved = dict(os.environ)

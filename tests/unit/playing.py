@@ -97,7 +97,7 @@ class Ledger:
         changes = copy.deepcopy(changes)
         assert not self.run.state.is_final, "a run that is over changes no more"
         assert changes.seq == self.run.seq + 1
-        assert all(row.seq == changes.seq for row in (*changes.step_runs, *changes.attempts))
+        assert {row.seq for row in changes.step_runs} | {row.seq for row in changes.attempts} <= {changes.seq}
         nodes = [row.node for row in changes.step_runs]
         assert len(set(nodes)) == len(nodes), "each row is written once"
         before = {node: self.state(*node) for node in nodes}

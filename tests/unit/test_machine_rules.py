@@ -349,7 +349,8 @@ def test_a_tick_costs_what_happened_and_not_what_there_is(steps: dict[str, Any],
 
 @pytest.mark.parametrize("size", [100, 3_000])
 def test_the_work_of_a_tick_does_not_grow_with_the_run(size: int) -> None:
-    steps = {f"s{index}": {} for index in range(size)} | {"last": {"needs": [f"s{index}" for index in range(size)]}}
+    steps: dict[str, Any] = {f"s{index}": {} for index in range(size)}
+    steps |= {"last": {"needs": [f"s{index}" for index in range(size)]}}
     machine = new_machine(spec_of(steps | {"f": {"foreach": list(range(size))}}), {})
     started_by(machine)
     machine.take_changes()

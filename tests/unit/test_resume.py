@@ -146,7 +146,9 @@ def test_of_a_fan_out_the_items_that_succeeded_are_kept() -> None:
     }  # fmt: skip
     assert (rows["f", -1].items, rows["f", 0].output) == (3, stored("f 0"))
     assert reusable(earlier_run(spec, states), spec, {}, "f") == {}
-    nothing = {node: State.SKIPPED if state is State.SUCCEEDED else state for node, state in states.items()}
+    nothing: dict[Node, State] = {
+        node: State.SKIPPED if state is State.SUCCEEDED else state for node, state in states.items()
+    }
     assert reusable(earlier_run(spec, nothing), spec, {}, None) == {}
 
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from mlplat.errors import InvalidPipeline
-from mlplat.pipelines.spec import Parameter, PipelineSpec
+from mlplat.pipelines.parameters import Parameter
+from mlplat.pipelines.spec import PipelineSpec
 
 
 def spec(**parameters: dict[str, Any]) -> PipelineSpec:
