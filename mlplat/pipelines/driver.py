@@ -201,7 +201,8 @@ class RunDriver:
                 case Started(node, attempt, at, where):
                     self._machine.attempt_started(node, attempt, at, where)
                 case Progressed(node, attempt, progress):
-                    self._machine.attempt_progressed(node, attempt, progress)
+                    text = _storable(progress.get("text"))
+                    self._machine.attempt_progressed(node, attempt, {**progress, "text": text})
                 case _Ended(request, outcome):
                     self._end(request, outcome)
                 case _Hit(request, output, run_id):

@@ -128,8 +128,8 @@ async def test_notices_of_attempts_are_kept() -> None:
     task = asyncio.create_task(driver.drive())
     await until(lambda: bool(world.requests))
     driver.post(Started(("a", -1), 1, NOW, "node-1"))
-    driver.post(Progressed(("a", -1), 1, {"done": 0.5, "text": "half"}))
-    await until(lambda: rows.ledger.attempts["a", -1, 1].progress is not None)
+    driver.post(Progressed(("a", -1), 1, {"done": 0.5, "text": "half\x00 \ud800"}))
+    await until(lambda: rows.ledger.attempts["a", -1, 1].progress == {"done": 0.5, "text": "half\ufffd ?"})
     assert rows.ledger.attempts["a", -1, 1].node == "node-1"
     assert rows.ledger.step_runs["a", -1].state is State.RUNNING
     driver.post(rows.say(SignalKind.CANCEL))
