@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from sqlalchemy import func, select, text, update
+from sqlalchemy import func, literal_column, select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mlplat.db.engine import HeldConnection
 from mlplat.db.group_commit import GroupCommit
 from mlplat.db.lease import Lease, LeaseKeeper
+from mlplat.db.snapshots import TRANSACTION_ID
 from mlplat.db.tables import pipeline_run, pipeline_signal
 from mlplat.errors import Fenced, InvalidInput
 from mlplat.pipelines.model import PipelineRun, SignalKind, State
@@ -116,7 +117,10 @@ class SubmissionStore:
         statement = (
             update(pipeline_run)
             .where(pipeline_run.c.run_id == run_id, pipeline_run.c.executor.is_(None), IS_OPEN)
-            .values(state=state, error=error, finished_at=func.clock_timestamp(), seq=pipeline_run.c.seq + 1)
+            .values(
+                state=state, error=error, finished_at=func.clock_timestamp(), seq=pipeline_run.c.seq + 1,
+                ended_txid=literal_column(TRANSACTION_ID),
+            )
             .returning(pipeline_run.c.run_id)
         )
         async with self._engine.begin() as connection:
