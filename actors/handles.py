@@ -170,6 +170,10 @@ class SchedulerClient:
         """People told the run something: its executor looks now."""
         await self._actor.call("poke", run_id, timeout_s=5)
 
+    async def wake(self) -> None:
+        """See ``SchedulerService.wake``."""
+        await self._actor.call("wake", timeout_s=5)
+
     async def ended(self, run_ids: Sequence[str]) -> None:
         """See ``SchedulerService.ended``."""
         await self._actor.call("ended", list(run_ids), timeout_s=5)

@@ -575,7 +575,7 @@ firing = Table(
     Column("event_at", DateTime(timezone=True), nullable=False),
     # Null where nothing is to be submitted.
     Column("digest", ForeignKey("pipeline.digest"), nullable=True),
-    Column("params", JSONB, nullable=True),
+    Column("params", JSONB(none_as_null=True), nullable=True),
     Column("submitted_by", Text, nullable=False, server_default=""),
     # Names of the triggers that led here, this one included.
     Column("lineage", JSONB, nullable=False, server_default=text("'[]'")),

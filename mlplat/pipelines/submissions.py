@@ -118,7 +118,10 @@ class SubmissionStore:
             update(pipeline_run)
             .where(pipeline_run.c.run_id == run_id, pipeline_run.c.executor.is_(None), IS_OPEN)
             .values(
-                state=state, error=error, finished_at=func.clock_timestamp(), seq=pipeline_run.c.seq + 1,
+                state=state,
+                error=error,
+                finished_at=func.clock_timestamp(),
+                seq=pipeline_run.c.seq + 1,
                 ended_txid=literal_column(TRANSACTION_ID),
             )
             .returning(pipeline_run.c.run_id)

@@ -72,9 +72,7 @@ def check_expression(expression: str) -> None:
             )
 
 
-def render_params(
-    spec: PipelineSpec, params: Mapping[str, Any], scope: Mapping[str, Any]
-) -> dict[str, ParameterValue]:
+def render_params(spec: PipelineSpec, params: Mapping[str, Any], scope: Mapping[str, Any]) -> dict[str, ParameterValue]:
     """The values of all parameters. Where an expression gives nothing, the default holds.
 
     Raises:
