@@ -91,11 +91,14 @@ class Automation:
             Fenced: another scheduler leads.
         """
         found = await self._store.look()
-        if found.next_at is not None and found.next_at <= found.now:
+        is_due = found.next_at is not None and found.next_at <= found.now
+        if is_due:
             await self._fire_schedules(found.now)
         for kind in sorted(found.kinds):
             await self._fire_triggers(kind, found.now)
         await self._submit_pending(found.now)
+        if is_due:
+            return 0.0  # for the fire times that come next
         soon = [moment for moment in (found.next_at, found.retry_at) if moment is not None and moment > found.now]
         waits = [(moment - found.now).total_seconds() for moment in soon]
         return min([*waits, LOOK_S if found.kinds else IDLE_LOOK_S])
