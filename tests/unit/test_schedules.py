@@ -213,7 +213,7 @@ def test_a_definition_that_cannot_be_read_any_more_ends_the_schedule() -> None:
         ({"sise": "${{ trigger.date }}"}, "parameters.sise: unknown"),
         ({"size": 11}, "parameters.size: must be at most 10"),
         ({"size": "big"}, "parameters.size: expected int"),
-        ({"day": "${{ trigger.dat }}"}, "params.day: 'trigger.dat' refers to trigger.dat: here expressions read trigger.name"),
+        ({"day": "${{ trigger.dat }}"}, "params.day: 'trigger.dat' refers to trigger.dat: here expressions read"),
         ({"day": "${{ params.day }}"}, "refers to params.day"),
         ({"day": "${{ @ }}"}, "refers to nothing"),
         ({"day": "${{ trigger }}"}, "refers to trigger"),

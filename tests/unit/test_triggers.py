@@ -185,7 +185,7 @@ def test_a_bad_filter_is_refused(fields: dict[str, Any]) -> None:
 
 # -- webhooks --------------------------------------------------------------------------------
 
-SECRET = "correct horse battery staple"  # noqa: S105
+SECRET = "correct horse battery staple"
 BODY = b'{"a": 1}'
 
 

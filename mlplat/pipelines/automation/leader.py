@@ -143,11 +143,11 @@ class LeaderStore:
             definitions = await load_definitions(connection, {item.digest for item in triggers})
         return Events(after, events, len(events) < PAGE, triggers, definitions, lineages)
 
-    async def count_recent(self, sources: Sequence[str], now: datetime) -> Mapping[str, int]:
+    async def count_recent(self, sources: Sequence[str]) -> Mapping[str, int]:
         """How many runs each source has asked for within an hour."""
         query = (
             select(firing.c.source, func.count())
-            .where(firing.c.source.in_(sources), firing.c.created_at > now - timedelta(hours=1))
+            .where(firing.c.source.in_(sources), firing.c.created_at > func.clock_timestamp() - timedelta(hours=1))
             .where(firing.c.state != FiringState.SKIPPED)
             .group_by(firing.c.source)
         )

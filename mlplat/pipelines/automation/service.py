@@ -95,7 +95,7 @@ class Automation:
         if is_due:
             await self._fire_schedules(found.now)
         for kind in sorted(found.kinds):
-            await self._fire_triggers(kind, found.now)
+            await self._fire_triggers(kind)
         await self._submit_pending(found.now)
         if is_due:
             return 0.0  # for the fire times that come next
@@ -145,11 +145,11 @@ class Automation:
             if len(schedules) < SCHEDULES_AT_ONCE:
                 return
 
-    async def _fire_triggers(self, kind: Kind, now: datetime) -> None:
+    async def _fire_triggers(self, kind: Kind) -> None:
         while (page := await self._store.read(kind)) is not None:
             self._remember(page.definitions.items())
             sources = [trigger.source for trigger in page.triggers]
-            recent = await self._store.count_recent(sources, now)
+            recent = await self._store.count_recent(sources)
             firings = decide_all(page.triggers, page.events, page.lineages, recent, self._spec)
             await self._store.record(kind, page.after, firings)
             if page.is_last:
