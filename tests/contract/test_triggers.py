@@ -93,7 +93,8 @@ MODEL = {"about": "${{ trigger.event.model }}"}
 
 
 async def test_a_version_and_an_alias_become_runs(scene: Scene, registry: RegistryService) -> None:
-    about = {"about": "${{ trigger.event.kind }} ${{ trigger.event.model }} ${{ trigger.event.version }} ${{ trigger.event.alias }}"}  # fmt: skip
+    fields = ("kind", "model", "version", "alias")
+    about = {"about": " ".join(f"${{{{ trigger.event.{field} }}}}" for field in fields)}
     await scene.trigger(RegistryFilter(model="dig*"), "versions", params=about, created_by="ann")
     await scene.trigger(RegistryFilter(events=["alias_set"], alias="champion"), "aliases", params=about)
     leader = await scene.leader()
