@@ -10,8 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mlplat.db.snapshots import Snapshot, seen_values, unseen
 from mlplat.pipelines.automation.triggers import REGISTRY_EVENTS, Event, Kind
-from mlplat.pipelines.outputs import open_for_expressions
 from mlplat.pipelines.spec import MAX_DEPTH
+from mlplat.pipelines.stored import open_for_expressions
 
 #: Events in one read, and as many more as their last transaction has.
 PAGE = 200
