@@ -195,7 +195,7 @@ class SchedulerService:
         key = None
         if spec.concurrency is not None:
             key = str(render(spec.concurrency.key, {"params": params}))[:1_000]
-            await self._make_room(parsed, key)
+            await self._make_room(parsed, key, submission.idempotency_key)
         return NewRun(
             secrets.token_hex(RUN_ID_BYTES), spec.digest, spec.name, parsed.raw, params, submission.idempotency_key,
             submission.submitted_by, submission.source,
@@ -212,10 +212,12 @@ class SchedulerService:
         if problems:
             raise InvalidPipeline("\n".join(problems))
 
-    async def _make_room(self, parsed: ParsedSpec, key: str) -> None:
-        """What the pipeline says about a full concurrency key."""
+    async def _make_room(self, parsed: ParsedSpec, key: str, idempotency_key: str) -> None:
+        """What the pipeline says about a full concurrency key. A repeat must not be in its own way."""
         concurrency = parsed.spec.concurrency
-        if concurrency is None or not self._queue.is_full(key, concurrency.limit):
+        if concurrency is None or concurrency.when_full == "queue" or not self._queue.is_full(key, concurrency.limit):
+            return
+        if await self._submissions.is_known(idempotency_key):
             return
         if concurrency.when_full == "reject":
             holders = ", ".join(self._queue.holders(key)[:5])

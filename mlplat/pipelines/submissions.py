@@ -71,6 +71,12 @@ class SubmissionStore:
             raise run.problem
         return run.known_as or run.run_id, run.known_as is None
 
+    async def is_known(self, idempotency_key: str) -> bool:
+        """Whether a run was stored under this key."""
+        query = select(pipeline_run.c.run_id).where(pipeline_run.c.idempotency_key == idempotency_key)
+        async with self._engine.connect() as connection:
+            return (await connection.execute(query)).first() is not None
+
     async def close(self) -> None:
         """Commits what is queued."""
         await self._group.close()
