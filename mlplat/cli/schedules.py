@@ -35,6 +35,9 @@ _Params = Annotated[
     list[str] | None,
     typer.Option("-p", "--param", help="key=value, maybe with ${{ trigger.… }} in the value; may be repeated."),
 ]
+_Paused = Annotated[
+    bool | None, typer.Option("--paused/--not-paused", help="By default as it is, and a new one is not.")
+]
 _Limit = Annotated[int, typer.Option(min=1, max=1_000)]
 
 
@@ -60,7 +63,7 @@ def set_schedule(
     grace: Annotated[float, typer.Option(help="Seconds after which a fire time counts as missed.")] = 60.0,
     start: Annotated[datetime | None, typer.Option(help="No fire time before this, in this machine's time.")] = None,
     end: Annotated[datetime | None, typer.Option(help="No fire time after this, in this machine's time.")] = None,
-    paused: Annotated[bool, typer.Option("--paused", help="It fires once it is resumed.")] = False,
+    paused: _Paused = None,
 ) -> None:
     """Create a schedule, or replace it."""
     spec = load_pipeline(file, client_for(default_url()))
@@ -68,7 +71,7 @@ def set_schedule(
         name, spec, cron, time_zone=time_zone, params=template_params(spec, param or []), catch_up=catch_up.value,
         catch_up_limit=catch_up_limit, misfire_grace_s=grace, starts_at=start, ends_at=end, paused=paused,
     )  # fmt: skip
-    following = "it is paused" if paused else f"next at {_short(made['next_at'])} UTC"
+    following = "it is paused" if made["paused"] else f"next at {_short(made['next_at'])} UTC"
     console.print(f"schedule {name}: {made['pipeline']}, {following}", markup=False)
 
 
@@ -133,7 +136,7 @@ def set_trigger(
     when: Annotated[str | None, typer.Option(help="A condition: ${{ trigger.event.… }}")] = None,
     param: _Params = None,
     max_per_hour: Annotated[int, typer.Option(help="Further events of an hour are skipped.")] = 1_000,
-    paused: Annotated[bool, typer.Option("--paused", help="It fires once it is resumed.")] = False,
+    paused: _Paused = None,
 ) -> None:
     """Create a trigger, or replace it: on --registry, --pipeline or --webhook."""
     if sum(bool(given) for given in (registry, pipeline, webhook)) != 1:

@@ -32,7 +32,7 @@ def schedule(
     misfire_grace_s: float = 60.0,
     starts_at: datetime | None = None,
     ends_at: datetime | None = None,
-    paused: bool = False,
+    paused: bool | None = None,
     url: str | None = None,
 ) -> dict[str, Any]:
     """Runs a pipeline by the clock: creates the schedule of that name, or replaces it.
@@ -45,6 +45,7 @@ def schedule(
         catch_up: what becomes of fire times that were missed: nothing, a run for the newest, or a run for each.
         catch_up_limit: runs that are caught up on at once.
         misfire_grace_s: later than this a fire time counts as missed.
+        paused: by default as it is, and a new one is not.
         url: the platform; by default ``MLPLAT_URL``, or the one on this machine.
 
     Returns:
@@ -71,7 +72,7 @@ def trigger(
     *,
     params: Mapping[str, Any] | None = None,
     max_per_hour: int = 1_000,
-    paused: bool = False,
+    paused: bool | None = None,
     url: str | None = None,
 ) -> dict[str, Any]:
     """Runs a pipeline when something happens: creates the trigger of that name, or replaces it.
@@ -83,6 +84,7 @@ def trigger(
             ``{"kind": "webhook", "auth": "bearer", "secret": …}``; each may have a ``when``.
         params: values of the pipeline's parameters; ``${{ trigger.event.… }}`` in them are the event's.
         max_per_hour: further events of an hour are skipped.
+        paused: by default as it is, and a new one is not.
         url: the platform; by default ``MLPLAT_URL``, or the one on this machine.
 
     Returns:

@@ -213,6 +213,15 @@ async def test_a_paused_schedule_does_nothing_and_goes_on_from_its_resumption(sc
     assert await scene.runs() == []
 
 
+async def test_setting_a_schedule_again_leaves_it_paused(scene: Scene) -> None:
+    await scene.schedule(paused=True)
+    await scene.schedule(params={"size": 1})
+    found = await scene.store.get_schedule("s")
+    assert (found.paused, found.next_at) == (True, None)
+    await scene.schedule(params={"size": 1}, paused=False)
+    assert (await scene.store.get_schedule("s")).next_at == datetime(2031, 1, 6, 10, tzinfo=UTC)
+
+
 async def test_a_deleted_schedule_begins_nothing_that_it_has_not_begun(scene: Scene) -> None:
     await scene.schedule()
     leader = await scene.leader()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,8 +19,11 @@ from mlplat.pipelines.automation import events, service
 from mlplat.pipelines.automation.firings import FiringState
 from mlplat.pipelines.automation.triggers import Kind, PipelineFilter, RegistryFilter, WebhookFilter
 from mlplat.pipelines.automation.webhooks import Auth
+from mlplat.pipelines.machine import Changes
 from mlplat.pipelines.model import State, Submission
+from mlplat.pipelines.store import PipelineStore
 from mlplat.pipelines.submissions import SubmissionStore
+from mlplat.pipelines.transitions import Transition, TransitionWriter
 from mlplat.registry.model import Command, CreateModel, CreateVersion, DeleteVersion, SetAlias, SetVersionTag
 from mlplat.registry.service import RegistryService
 from mlplat.tracking.experiments import ExperimentStore
@@ -217,6 +221,8 @@ async def test_replacing_a_trigger_loses_nothing_and_pausing_it_does(scene: Scen
     await scene.trigger(RegistryFilter(), params={"about": "new ${{ trigger.event.model }}"})
     await leader.look()
     await scene.store.pause_trigger("t", paused=True)
+    await scene.trigger(RegistryFilter(), params={"about": "new ${{ trigger.event.model }}"})
+    assert (await scene.store.get_trigger("t")).paused  # still
     await commit_event(scene, "while paused")
     await leader.look()
     await scene.store.pause_trigger("t", paused=False)
@@ -254,6 +260,29 @@ async def test_the_end_of_a_run_starts_another_pipeline(scene: Scene) -> None:
         ("trigger:bad", "prepare CANCELLED"), ("trigger:good", "prepare SUCCEEDED"),
     ]  # fmt: skip
     assert f"trigger:good:{run_id}" in await scene.keys()
+
+
+async def test_a_run_that_an_executor_ends_counts_with_its_output(scene: Scene) -> None:
+    when = "${{ trigger.event.output.rows > `4` }}"
+    params = {"size": "${{ trigger.event.output.rows }}"}
+    await scene.trigger(PipelineFilter(pipelines=["prepare"], when=when), params=params)
+    leader = await scene.leader()
+    submissions = SubmissionStore(scene.engine, leader.lease)
+    writer = TransitionWriter(scene.engine, "executor")
+    for rows in (4, 5):
+        run_id = await submit(leader, "prepare")
+        epoch = (await submissions.assign({run_id: "executor"}))[run_id]
+        run = await PipelineStore(scene.engine).get_run(run_id)
+        begun = replace(run, state=State.RUNNING, started_at=NOW)
+        await writer.write(Transition.of(run_id, epoch, Changes(1, [], [], begun)))
+        await leader.look()
+        done = replace(begun, state=State.SUCCEEDED, finished_at=NOW, output={"kind": "json", "value": {"rows": rows}})
+        await writer.write(Transition.of(run_id, epoch, Changes(2, [], [], done)))
+    for _twice in range(2):
+        await leader.look()
+    assert [run.params["size"] for run in await scene.runs() if run.source == "trigger:t"] == [5]
+    await writer.close()
+    await submissions.close()
 
 
 async def test_pipelines_that_start_each_other_stop_after_one_round(scene: Scene) -> None:

@@ -121,6 +121,15 @@ def test_a_value_that_does_not_fit_fails_the_firing() -> None:
     assert "expression" in failed.reason
 
 
+def test_an_event_that_is_nested_too_deeply_fails_the_firing() -> None:
+    nested: Any = []
+    for _level in range(100_000):
+        nested = [nested]
+    firing = decide(trigger(WebhookFilter(), {"model": "x ${{ trigger.event.a }}"}), event({"a": nested}), SPEC, [])
+    assert firing is not None
+    assert (firing.state, firing.reason) == (FiringState.FAILED, "the event is nested too deeply")
+
+
 def test_what_was_before_the_trigger_does_not_count() -> None:
     since = Snapshot(100, frozenset({90}))
     results = [

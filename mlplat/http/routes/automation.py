@@ -40,7 +40,7 @@ class AutomationRequest(BaseModel):
         description="Values may have ${{ … }} over trigger.name, trigger.time, trigger.date, trigger.timestamp and "
         "trigger.event.",
     )
-    paused: bool = False
+    paused: bool | None = Field(default=None, description="Unset: as it is, and a new one is not.")
     created_by: str = Field(default="", max_length=200, description="Whose runs they are.")
 
     def parse(self) -> ParsedSpec:

@@ -38,19 +38,22 @@ _SNAPSHOT = cast(func.pg_current_snapshot(), Text)
 
 @dataclass(frozen=True)
 class NewSchedule:
-    """A schedule as somebody wants it."""
+    """A schedule as somebody wants it. ``paused`` None: as it is, and a new one is not."""
 
     name: str
     parsed: ParsedSpec
     params: dict[str, Any]
     timing: Timing
-    paused: bool = False
+    paused: bool | None = None
     created_by: str = ""
 
 
 @dataclass(frozen=True)
 class NewTrigger:
-    """A trigger as somebody wants it. Webhooks have ``auth``; without a ``secret`` they keep the one they have."""
+    """A trigger as somebody wants it. ``paused`` None: as it is, and a new one is not.
+
+    Webhooks have ``auth``; without a ``secret`` they keep the one they have.
+    """
 
     name: str
     parsed: ParsedSpec
@@ -58,7 +61,7 @@ class NewTrigger:
     filter: Filter
     kind: Kind
     max_per_hour: int = 1_000
-    paused: bool = False
+    paused: bool | None = None
     created_by: str = ""
     auth: Auth | None = None
     secret: str | None = None
@@ -100,10 +103,11 @@ class AutomationStore:
             before = await _find_schedule(connection, new.name)
             if before is not None and before.timing == new.timing and not before.paused:
                 next_at = before.next_at
+            paused = _paused(new.paused, before)
             await _add_definition(connection, new.parsed)
             values = {
-                **asdict(new.timing), "digest": new.parsed.spec.digest, "params": new.params, "paused": new.paused,
-                "next_at": None if new.paused else next_at,
+                **asdict(new.timing), "digest": new.parsed.spec.digest, "params": new.params, "paused": paused,
+                "next_at": None if paused else next_at,
             }  # fmt: skip
             row = upsert(schedule).values(name=new.name, created_by=new.created_by, **values)
             await connection.execute(
@@ -157,15 +161,16 @@ class AutomationStore:
             if new.auth is not None and secret is None and (before is None or before.auth != new.auth):
                 raise InvalidInput(f"secret: a webhook with {new.auth} authentication needs one")
             await _add_definition(connection, new.parsed)
+            paused = _paused(new.paused, before)
             values = {
                 "kind": new.kind, "digest": new.parsed.spec.digest, "params": new.params,
                 "filter": new.filter.model_dump(mode="json", exclude_defaults=True), "max_per_hour": new.max_per_hour,
-                "paused": new.paused, "auth": new.auth,
+                "paused": paused, "auth": new.auth,
             }  # fmt: skip
             changed: dict[str, Any] = values | {"updated_at": func.clock_timestamp()}
             if secret is not None:
                 changed["secret"] = secret
-            if before is not None and before.paused and not new.paused:
+            if before is not None and before.paused and not paused:
                 changed["since"] = _SNAPSHOT
             row = upsert(trigger).values(
                 name=new.name, created_by=new.created_by, since=_SNAPSHOT, secret=secret, **values
@@ -292,6 +297,12 @@ async def _lock_or_count(connection: AsyncConnection, table: Table, name: str, l
         count = (await connection.execute(select(func.count()).select_from(table))).scalar_one()
         if count >= limit:
             raise InvalidInput(f"there are {count} {table.name}s, which is as many as there may be")
+
+
+def _paused(wanted: bool | None, before: Schedule | Trigger | None) -> bool:
+    if wanted is not None:
+        return wanted
+    return before is not None and before.paused
 
 
 async def _find_schedule(connection: AsyncConnection, name: str) -> Schedule | None:

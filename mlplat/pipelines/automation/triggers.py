@@ -175,9 +175,7 @@ def decide(trigger: Trigger, event: Event, spec: PipelineSpec, lineage: Sequence
     Args:
         lineage: the triggers that led to the event.
     """
-    if trigger.paused or (event.transaction is not None and trigger.since.sees(event.transaction)):
-        return None
-    if not trigger.filter.accepts(event.body):
+    if not _is_meant(trigger, event):
         return None
     scope = scope_of(trigger.name, event.at, event.body)
     try:
@@ -189,10 +187,17 @@ def decide(trigger: Trigger, event: Event, spec: PipelineSpec, lineage: Sequence
         params = render_params(spec, trigger.params, scope)
     except InvalidInput as error:
         return _without_run(trigger, event, FiringState.FAILED, str(error))
+    except RecursionError:
+        return _without_run(trigger, event, FiringState.FAILED, "the event is nested too deeply")
     return Firing(
         trigger.source, event.event_id, event.at, trigger.digest, dict(params), trigger.created_by,
         [*lineage, trigger.name],
     )  # fmt: skip
+
+
+def _is_meant(trigger: Trigger, event: Event) -> bool:
+    is_old = event.transaction is not None and trigger.since.sees(event.transaction)
+    return not trigger.paused and not is_old and trigger.filter.accepts(event.body)
 
 
 def too_many(firing: Firing, trigger: Trigger) -> Firing:
