@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import re
 import subprocess
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from mlplat.cli import app
+from tests.http.conftest import Stack
 from tests.http.served import Served
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "schedules.md").read_text()
@@ -36,6 +38,18 @@ def run_all() -> None:
                 run_command(line)
 
 
+@pytest.fixture
+async def nothing_left(stack: Stack) -> AsyncIterator[None]:
+    """Other tests register models too."""
+    yield
+    store = stack.services.automation
+    for trigger in await store.find_triggers(1_000, 0):
+        if f" {trigger.name} " in TEXT or f'"{trigger.name}"' in TEXT:
+            await store.delete_trigger(trigger.name)
+    await store.delete_schedule("nightly")
+
+
+@pytest.mark.usefixtures("nothing_left")
 async def test_the_snippets_run(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert [kind for kind, _body in SNIPPETS] == ["yaml", "sh", "python", "sh", "python", "sh", "python"]

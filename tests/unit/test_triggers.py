@@ -6,7 +6,7 @@ import hashlib
 import hmac
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -18,10 +18,12 @@ from mlplat.errors import InvalidInput, PermissionDenied
 from mlplat.pipelines.automation.decisions import decide_all
 from mlplat.pipelines.automation.firings import Firing, FiringState
 from mlplat.pipelines.automation.triggers import (
+    REGISTRY_EVENTS,
     Event,
     Filter,
     Kind,
     PipelineFilter,
+    RegistryEvent,
     RegistryFilter,
     Trigger,
     WebhookFilter,
@@ -30,6 +32,7 @@ from mlplat.pipelines.automation.triggers import (
 )
 from mlplat.pipelines.automation.webhooks import Auth, signature, stored_secret, verify
 from mlplat.pipelines.loader import build_spec
+from mlplat.registry.model import Command
 
 NOW = datetime(2026, 1, 5, 9, tzinfo=UTC)
 SPEC = build_spec(
@@ -93,6 +96,11 @@ def test_which_registry_events_count(filter_: Filter, expected: list[bool]) -> N
 )
 def test_which_ends_of_runs_count(filter_: Filter, expected: bool) -> None:
     assert fired(filter_, RUN) is expected
+
+
+def test_every_command_of_the_registry_has_an_event() -> None:
+    assert {command.__name__ for command in get_args(Command)} == set(REGISTRY_EVENTS)
+    assert set(get_args(RegistryEvent)) == set(REGISTRY_EVENTS.values())
 
 
 def test_a_firing_has_parameters_of_the_event() -> None:

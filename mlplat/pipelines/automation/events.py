@@ -41,7 +41,7 @@ async def find_lineages(connection: AsyncConnection, run_ids: Sequence[str]) -> 
 
 
 def _registry_event(row: Row[Any]) -> Event:
-    body = {"id": row.event_id, "kind": REGISTRY_EVENTS[row.kind], **row.command, **row.answer}
+    body = {"id": row.event_id, "kind": REGISTRY_EVENTS.get(row.kind, row.kind), **row.command, **row.answer}
     body["model"] = body.pop("name")
     return Event(str(row.event_id), row.created_at, body, row.txid, row.made_by)
 
