@@ -291,6 +291,14 @@ async def test_a_condition_that_is_not_met_is_no_error(http: httpx.AsyncClient) 
     assert (await http.get(f"{path}/runs")).json() == []
 
 
+async def test_the_bodies_are_in_the_document_of_the_api(http: httpx.AsyncClient) -> None:
+    document = (await http.get("/openapi.json")).json()
+    for path in (f"{SCHEDULES}/{{name}}", f"{TRIGGERS}/{{name}}"):
+        schema = document["paths"][path]["put"]["requestBody"]["content"]["application/json"]["schema"]
+        assert {"spec", "params", "paused"} <= set(schema["properties"])
+        assert "$ref" not in json.dumps(schema)
+
+
 # -- Python and the shell --------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
 from typing import Annotated, Any, TypeVar
@@ -85,7 +86,22 @@ async def read_request(request: Request, kind: type[B]) -> B:
 
 def body_schema(kind: type[BaseModel]) -> dict[str, Any]:
     """For OpenAPI, where a route reads its body itself."""
-    return {"requestBody": {"content": {"application/json": {"schema": kind.model_json_schema()}}}}
+    schema = kind.model_json_schema()
+    whole = _inline(schema, schema.pop("$defs", {}))
+    return {"requestBody": {"content": {"application/json": {"schema": whole}}, "required": True}}
+
+
+def _inline(schema: Any, parts: Mapping[str, Any]) -> Any:
+    """The schema with its parts where they are named: a reference would be looked up in the whole document."""
+    if isinstance(schema, list):
+        return [_inline(item, parts) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _inline(parts[schema["$ref"].rpartition("/")[2]], parts) | {
+            k: v for k, v in schema.items() if k != "$ref"
+        }
+    return {key: _inline(value, parts) for key, value in schema.items() if key != "discriminator"}
 
 
 async def wake(services: Services) -> None:
