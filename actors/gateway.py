@@ -15,6 +15,7 @@ from mlplat.artifacts.store import ArtifactStore
 from mlplat.db.engine import open_engine
 from mlplat.http.app import create_app
 from mlplat.http.services import Services
+from mlplat.pipelines.automation.store import AutomationStore
 from mlplat.pipelines.store import PipelineStore
 from mlplat.registry.store import RegistryStore
 from mlplat.runtime import GATEWAY_DEPLOYMENT
@@ -48,6 +49,7 @@ def gateway(config: PlatformConfig, replicas: int = 1) -> Any:
             registry=RegistryStore(engine),
             registry_writer=RegistryClient(),
             pipelines=PipelineStore(engine),
+            automation=AutomationStore(engine),
             scheduler=SchedulerClient(),
             artifacts=artifacts,
             status=ClusterStatus(config.executors),

@@ -193,6 +193,10 @@ class SchedulerClient:
         """People told the run something: its executor looks now."""
         await self._actor.call("poke", run_id, timeout_s=5)
 
+    async def wake(self) -> None:
+        """See ``SchedulerService.wake``."""
+        await self._actor.call("wake", timeout_s=5)
+
     async def _send(self, group: Sequence[_OutgoingSubmission]) -> None:
         answers = await self._actor.call_idempotent("submit_known", [item.submission for item in group])
         for item, answer in zip(group, answers, strict=True):

@@ -62,6 +62,11 @@ class PipelineScheduler:
         await self._started.wait()
         await self._service.poke(run_id)
 
+    async def wake(self) -> None:
+        """Schedules or triggers were changed or fired."""
+        await self._started.wait()
+        await self._service.wake()
+
     async def ended(self, run_ids: Sequence[str]) -> None:
         """These runs are over."""
         await self._started.wait()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mlplat.pipelines.spec import Retry
+    from mlplat.sdk.automation import schedule, trigger
     from mlplat.sdk.capture.options import Capture
     from mlplat.sdk.context import current_step
     from mlplat.sdk.definition import pipeline, step
@@ -29,10 +30,12 @@ __all__ = [
     "pipeline",
     "register_model",
     "resume_run",
+    "schedule",
     "search_runs",
     "start_run",
     "step",
     "submit",
+    "trigger",
 ]
 __version__ = "0.1.0"
 
@@ -49,10 +52,12 @@ _HOMES = {
     "pipeline": "mlplat.sdk.definition",
     "register_model": "mlplat.sdk.registry",
     "resume_run": "mlplat.sdk.starting",
+    "schedule": "mlplat.sdk.automation",
     "search_runs": "mlplat.sdk.search",
     "start_run": "mlplat.sdk.starting",
     "step": "mlplat.sdk.definition",
     "submit": "mlplat.sdk.pipeline_runs",
+    "trigger": "mlplat.sdk.automation",
 }
 
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mlplat import __version__
-from mlplat.cli import lifecycle
+from mlplat.cli import lifecycle, schedules
 from mlplat.demo.show import run_demo
 from mlplat.errors import InvalidInput, Overloaded, PlatformError, Unavailable
 from mlplat.pipelines.spec import PipelineSpec
@@ -33,6 +33,8 @@ app = typer.Typer(
 )
 console = Console(highlight=False, soft_wrap=True)
 app.add_typer(lifecycle.commands)
+app.add_typer(schedules.schedules, name="schedule")
+app.add_typer(schedules.triggers, name="trigger")
 _TRUE, _FALSE = {"true", "yes", "1", "on"}, {"false", "no", "0", "off"}
 
 

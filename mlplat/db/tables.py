@@ -23,6 +23,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import DOUBLE_PRECISION, JSON, JSONB
 
+from mlplat.db.snapshots import TRANSACTION_ID
+
 metadata = MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -380,8 +382,10 @@ registry_event = Table(
     Column("command", JSONB, nullable=False),
     Column("answer", JSONB, nullable=False),
     Column("epoch", BigInteger, nullable=False),
+    Column("txid", BigInteger, nullable=False, server_default=text(TRANSACTION_ID)),
     _time("created_at", default=True),
     Index(None, "name", "event_id"),
+    Index(None, "txid"),
 )
 
 # -- pipelines ---------------------------------------------------------------------------------
@@ -424,10 +428,13 @@ pipeline_run = Table(
     _time("created_at", default=True),
     _time("started_at", nullable=True),
     _time("finished_at", nullable=True),
+    # The transaction that ended it.
+    Column("ended_txid", BigInteger, nullable=True),
     Index(None, text("created_at DESC"), "run_id"),
     Index("ix_pipeline_run_open", "created_at", postgresql_where=text("state IN ('PENDING', 'QUEUED', 'RUNNING')")),
     Index("ix_pipeline_run_name", "name", text("created_at DESC")),
     Index("ix_pipeline_run_finished", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
+    Index("ix_pipeline_run_ended", "ended_txid", postgresql_where=text("ended_txid IS NOT NULL")),
 )
 
 # Rows appear when the executor first looks at a step. No reference to pipeline_run: fenced writes see to that, and a
@@ -497,4 +504,89 @@ step_cache = Table(
     Column("step", Text, nullable=False),
     Column("item", Integer, nullable=False),
     _time("created_at", default=True),
+)
+
+# -- schedules and triggers --------------------------------------------------------------------
+
+schedule = Table(
+    "schedule",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("digest", ForeignKey("pipeline.digest"), nullable=False),
+    # Values may have expressions over the fire time.
+    Column("params", JSONB, nullable=False),
+    Column("cron", Text, nullable=False),
+    Column("time_zone", Text, nullable=False),
+    Column("catch_up", Text, nullable=False),
+    Column("catch_up_limit", Integer, nullable=False),
+    Column("misfire_grace_s", DOUBLE_PRECISION, nullable=False),
+    _time("starts_at", nullable=True),
+    _time("ends_at", nullable=True),
+    Column("paused", Boolean, nullable=False),
+    # The fire time that it waits for; null: paused, or over.
+    _time("next_at", nullable=True),
+    _time("last_at", nullable=True),
+    Column("last_run_id", Text, nullable=True),
+    Column("created_by", Text, nullable=False, server_default=""),
+    _time("created_at", default=True),
+    _time("updated_at", default=True),
+    Index("ix_schedule_next", "next_at", postgresql_where=text("next_at IS NOT NULL")),
+)
+
+trigger = Table(
+    "trigger",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("digest", ForeignKey("pipeline.digest"), nullable=False),
+    # Values may have expressions over the event.
+    Column("params", JSONB, nullable=False),
+    Column("filter", JSONB, nullable=False),
+    Column("max_per_hour", Integer, nullable=False),
+    Column("paused", Boolean, nullable=False),
+    # A snapshot: what had happened before the trigger was there, or was resumed, is none of its events.
+    Column("since", Text, nullable=False),
+    # "bearer": the secret is its SHA-256; "signature": it is the key itself, without which nothing can be verified.
+    Column("auth", Text, nullable=True),
+    Column("secret", LargeBinary, nullable=True),
+    _time("last_at", nullable=True),
+    Column("last_run_id", Text, nullable=True),
+    Column("created_by", Text, nullable=False, server_default=""),
+    _time("created_at", default=True),
+    _time("updated_at", default=True),
+)
+
+# Up to where events were read, by what they are read from.
+event_cursor = Table(
+    "event_cursor",
+    metadata,
+    Column("origin", Text, primary_key=True),
+    Column("snapshot", Text, nullable=False),
+)
+
+# What schedules and triggers decided, before anything is done about it.
+firing = Table(
+    "firing",
+    metadata,
+    Column("firing_id", BigInteger, Identity(), primary_key=True),
+    # "schedule:<name>" or "trigger:<name>"
+    Column("source", Text, nullable=False),
+    Column("event_id", Text, nullable=False),
+    Column("event_at", DateTime(timezone=True), nullable=False),
+    # Null where nothing is to be submitted.
+    Column("digest", ForeignKey("pipeline.digest"), nullable=True),
+    Column("params", JSONB(none_as_null=True), nullable=True),
+    Column("submitted_by", Text, nullable=False, server_default=""),
+    # Names of the triggers that led here, this one included.
+    Column("lineage", JSONB, nullable=False, server_default=text("'[]'")),
+    Column("state", Text, nullable=False),
+    Column("reason", Text, nullable=False, server_default=""),
+    Column("run_id", Text, nullable=True),
+    Column("tries", Integer, nullable=False, server_default="0"),
+    _time("retry_at", nullable=True),
+    _time("created_at", default=True),
+    UniqueConstraint("source", "event_id"),
+    Index(None, "source", "created_at"),
+    Index("ix_firing_pending", "firing_id", postgresql_where=text("state = 'PENDING'")),
+    Index("ix_firing_run", "run_id", postgresql_where=text("run_id IS NOT NULL")),
 )

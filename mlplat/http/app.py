@@ -28,7 +28,7 @@ from mlplat.http.mlflow import (
     runs,
 )
 from mlplat.http.mlflow.endpoint import install
-from mlplat.http.routes import console, curves, heartbeats, imports, lifecycle, pipelines, platform
+from mlplat.http.routes import console, curves, heartbeats, imports, lifecycle, pipelines, platform, schedules, triggers
 from mlplat.http.routes import runs as native_runs
 from mlplat.http.services import Services
 
@@ -126,5 +126,7 @@ def create_app(services: Services, version: str) -> FastAPI:
     app.include_router(native_runs.router(services))
     app.include_router(lifecycle.router(services))
     app.include_router(imports.router(services))
+    app.include_router(schedules.router(services))
+    app.include_router(triggers.router(services))
     app.add_middleware(LocalOnly)
     return app

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.metrics.queries import Statement
+from mlplat.pipelines.automation.store import AutomationStore
 from mlplat.pipelines.model import Submission
 from mlplat.pipelines.store import PipelineStore
 from mlplat.registry.model import Command
@@ -62,6 +63,10 @@ class SchedulerPort(Protocol):
         """People told the run something, durably."""
         ...
 
+    async def wake(self) -> None:
+        """Schedules or triggers were changed or fired, durably."""
+        ...
+
 
 class StatusPort(Protocol):
     """The platform's actors."""
@@ -85,6 +90,7 @@ class Services:
     registry: RegistryStore
     registry_writer: RegistryPort
     pipelines: PipelineStore
+    automation: AutomationStore
     scheduler: SchedulerPort
     artifacts: ArtifactStore
     status: StatusPort

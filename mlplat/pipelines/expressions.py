@@ -72,13 +72,7 @@ def references(expression: str) -> set[tuple[str, ...]]:
     Raises:
         InvalidInput: not a JMESPath expression, or it reads something that does not exist.
     """
-    try:
-        tree = jmespath.compile(expression).parsed
-    except JMESPathError as error:
-        raise InvalidInput(f"not an expression: {expression!r}: {str(error).splitlines()[0]}") from error
-    except RecursionError as error:
-        raise InvalidInput(f"not an expression: nested too deeply: {expression[:80]!r}…") from error
-    found = set(_root_paths(tree))
+    found = root_paths(expression)
     for path in found:
         if not path or path[0] not in ROOTS:
             raise InvalidInput(
@@ -92,6 +86,20 @@ def references(expression: str) -> set[tuple[str, ...]]:
         if path[0] == "run" and (len(path) < 2 or path[1] not in RUN_FIELDS):
             raise InvalidInput(f"{expression!r}: name one of {', '.join(f'run.{name}' for name in RUN_FIELDS)}")
     return found
+
+
+def root_paths(expression: str) -> set[tuple[str, ...]]:
+    """The paths that an expression reads, whatever they start with; ``()`` for everything.
+
+    Raises:
+        InvalidInput: not a JMESPath expression.
+    """
+    try:
+        return set(_root_paths(jmespath.compile(expression).parsed))
+    except JMESPathError as error:
+        raise InvalidInput(f"not an expression: {expression!r}: {str(error).splitlines()[0]}") from error
+    except RecursionError as error:
+        raise InvalidInput(f"not an expression: nested too deeply: {expression[:80]!r}…") from error
 
 
 def _root_paths(node: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:

@@ -21,6 +21,7 @@ from mlplat.db.group_commit import GroupCommit
 from mlplat.db.lease import LeaseKeeper
 from mlplat.errors import Fenced, InvalidInput, InvalidPipeline, Overloaded, PlatformError, Unavailable
 from mlplat.pipelines.admission import AdmissionQueue, Candidate
+from mlplat.pipelines.automation.service import Automation
 from mlplat.pipelines.burst import Burst
 from mlplat.pipelines.expressions import render
 from mlplat.pipelines.model import Assignment, PipelineRun, State, Submission
@@ -96,6 +97,7 @@ class SchedulerService:
         self._placed: dict[str, str] = {}
         self._silent_since: dict[str, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._automation = Automation(engine, lease, self.submit)
 
     async def start(self) -> None:
         """Waits for the leader's lease, finds what is open, then keeps runs placed in the background."""
@@ -105,6 +107,7 @@ class SchedulerService:
         for run in await self._submissions.find_open(assigned=False):
             self._queue.add(_candidate(run))
         self._reconciler = asyncio.get_running_loop().create_task(self._reconcile_forever())
+        self._automation.start()
 
     async def submit(self, submission: Submission) -> str:
         """Validates, stores and queues a run; returns its id once that is durable.
@@ -162,6 +165,10 @@ class SchedulerService:
         if name is not None:
             await self._executors[name].poke()
 
+    async def wake(self) -> None:
+        """Schedules or triggers were changed or fired, durably: looks at them now."""
+        self._automation.wake()
+
     async def ended(self, run_ids: Iterable[str]) -> None:
         """These runs are over: others may take their places."""
         for run_id in run_ids:
@@ -175,6 +182,7 @@ class SchedulerService:
 
     async def stop(self) -> None:
         """Gives the lease back."""
+        await self._automation.stop()
         self._reconciler.cancel()
         await self._submissions.close()
         for lane in self._lanes.values():

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from sqlalchemy import func, select, text, update
+from sqlalchemy import func, literal_column, select, text, update
 from sqlalchemy.exc import DataError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mlplat.db.engine import HeldConnection
 from mlplat.db.group_commit import GroupCommit
 from mlplat.db.lease import Lease, LeaseKeeper
+from mlplat.db.snapshots import TRANSACTION_ID
 from mlplat.db.tables import pipeline_run, pipeline_signal
 from mlplat.errors import Fenced, InvalidInput
 from mlplat.pipelines.model import PipelineRun, SignalKind, State
@@ -70,6 +71,12 @@ class SubmissionStore:
         if run.problem is not None:
             raise run.problem
         return run.known_as or run.run_id, run.known_as is None
+
+    async def is_known(self, idempotency_key: str) -> bool:
+        """Whether a run was stored under this key."""
+        query = select(pipeline_run.c.run_id).where(pipeline_run.c.idempotency_key == idempotency_key)
+        async with self._engine.connect() as connection:
+            return (await connection.execute(query)).first() is not None
 
     async def close(self) -> None:
         """Commits what is queued."""
@@ -128,7 +135,13 @@ class SubmissionStore:
         statement = (
             update(pipeline_run)
             .where(pipeline_run.c.run_id == run_id, pipeline_run.c.executor.is_(None), IS_OPEN)
-            .values(state=state, error=error, finished_at=func.clock_timestamp(), seq=pipeline_run.c.seq + 1)
+            .values(
+                state=state,
+                error=error,
+                finished_at=func.clock_timestamp(),
+                seq=pipeline_run.c.seq + 1,
+                ended_txid=literal_column(TRANSACTION_ID),
+            )
             .returning(pipeline_run.c.run_id)
         )
         async with self._engine.begin() as connection:

@@ -12,6 +12,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, w
 
 from mlplat.db.engine import CONNECTION_ERRORS, HeldConnection
 from mlplat.db.group_commit import GroupCommit
+from mlplat.db.snapshots import TRANSACTION_ID
 from mlplat.errors import Fenced, Unavailable
 from mlplat.pipelines.machine import Changes
 from mlplat.pipelines.model import ChildRequest
@@ -183,7 +184,8 @@ _WRITE = text(f"""
             error = CASE WHEN new.state IS NULL THEN r.error ELSE new.error END,
             stopping = coalesce(new.stopping, r.stopping), output = coalesce(new.output, r.output),
             started_at = coalesce(new.started_at, r.started_at),
-            finished_at = coalesce(new.finished_at, r.finished_at)
+            finished_at = coalesce(new.finished_at, r.finished_at),
+            ended_txid = CASE WHEN new.finished_at IS NULL THEN r.ended_txid ELSE {TRANSACTION_ID} END
         FROM item LEFT JOIN LATERAL json_to_record(item.run) AS new({_RUN_COLUMNS}) ON true
         WHERE r.run_id = item.run_id AND r.epoch = item.epoch AND r.state IN ('PENDING', 'QUEUED', 'RUNNING')
         RETURNING r.run_id, r.epoch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -73,9 +73,17 @@ class Client:
         """The JSON answer of a POST on which the platform acts once, however often it has to be sent."""
         return self.post(path, body, idempotency_key=uuid.uuid4().hex)
 
-    def post_bytes(self, path: str, body: bytes, content_type: str) -> Any:
+    def post_bytes(self, path: str, body: bytes, content_type: str, headers: Mapping[str, str] | None = None) -> Any:
         """The JSON answer of a POST with a raw body."""
-        return self._call("POST", path, content=body, headers={"Content-Type": content_type}).json()
+        return self._call("POST", path, content=body, headers={"Content-Type": content_type, **(headers or {})}).json()
+
+    def put(self, path: str, body: Any) -> Any:
+        """The JSON answer of a PUT."""
+        return self._call("PUT", path, json=body).json()
+
+    def delete(self, path: str) -> Any:
+        """The JSON answer of a DELETE."""
+        return self._call("DELETE", path).json()
 
     def text(self, path: str, **query: Any) -> str:
         """The body of a GET as text."""

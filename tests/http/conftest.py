@@ -29,6 +29,7 @@ from mlplat.http.app import create_app
 from mlplat.http.services import Services
 from mlplat.metrics.queries import Statement
 from mlplat.metrics.service import MetricService
+from mlplat.pipelines.automation.store import AutomationStore
 from mlplat.pipelines.model import Assignment
 from mlplat.pipelines.scheduling import SchedulerService
 from mlplat.pipelines.store import PipelineStore
@@ -152,6 +153,7 @@ async def open_stack(template_url: str, state_dir: Path, folder: Path) -> AsyncI
             registry=RegistryStore(engine),
             registry_writer=registry,
             pipelines=PipelineStore(engine),
+            automation=AutomationStore(engine),
             scheduler=scheduler,
             artifacts=artifacts,
             status=actors,
