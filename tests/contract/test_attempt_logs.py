@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from mlplat.artifacts.segments import Place
 from mlplat.artifacts.store import ArtifactStore
-from mlplat.execution.capture import log_folder, read_log
+from mlplat.artifacts.texts import read_text
+from mlplat.execution.capture import log_folder
 
 PROGRAM = """
 import os, subprocess, sys, time
+from mlplat.artifacts.segments import Place
 from mlplat.artifacts.store import ArtifactStore
+from mlplat.artifacts.texts import read_text
 from mlplat.execution import capture
 capture.SEGMENT_INTERVAL_S = 0.01
 artifacts = ArtifactStore(sys.argv[1])
@@ -23,7 +27,7 @@ with capture.captured_output(artifacts, folder):
     subprocess.run(["echo", "child"])
     os.write(2, b"raw\\n")
     deadline = time.monotonic() + 60
-    while b"raw" not in capture.read_log(artifacts, "run", "step", -1, 1) and time.monotonic() < deadline:
+    while "raw" not in read_text(artifacts, folder, Place(), 1000).text and time.monotonic() < deadline:
         time.sleep(0.01)
     print("last words")
     if sys.argv[2] == "dies":
@@ -48,7 +52,7 @@ def test_the_log_has_what_was_printed(end: str, code: int, log: str, stdout: str
     )
     assert (done.returncode, done.stdout, done.stderr) == (code, stdout, "")
     store = ArtifactStore(url)
-    text = read_log(store, "run", "step", -1, 1).decode()
+    text = read_text(store, log_folder("run", "step", -1, 1), Place(), 1000, is_over=True).text
     assert text.startswith(log)
     assert text in {log, f"{log}last words\n"}
     assert len(store.list(log_folder("run", "step", -1, 1))) == 1
