@@ -19,16 +19,15 @@ from mlplat.artifacts.segments import Place
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.artifacts.texts import read_text
 from mlplat.execution import capture
-capture.SEGMENT_INTERVAL_S = 0.01
 artifacts = ArtifactStore(sys.argv[1])
 folder = capture.log_folder("run", "step", -1, 1)
-with capture.captured_output(artifacts, folder):
+with capture.captured_output(artifacts, folder) as log:
     print("python")
     subprocess.run(["echo", "child"])
     os.write(2, b"raw\\n")
     deadline = time.monotonic() + 60
     while "raw" not in read_text(artifacts, folder, Place(), 1000).text and time.monotonic() < deadline:
-        time.sleep(0.01)
+        log.ship()
     print("last words")
     if sys.argv[2] == "dies":
         os._exit(7)
