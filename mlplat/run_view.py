@@ -69,14 +69,13 @@ def _tree(steps: list[Mapping[str, Any]], guides: tuple[str, str, str, str]) -> 
     for name, parent in parents.items():
         children.setdefault(parent, []).append(name)
     tee, last, line, blank = guides
-    # Not by recursion: a chain may have ten thousand steps. Entries are a name, its guide, and what its children's begin
-    # with.
+    # Not by recursion: a chain may have ten thousand steps. An entry has what the guides of its children begin with.
     waiting: list[tuple[str | None, str, str]] = [(None, "", "")]
     while waiting:
-        name, guide, below = waiting.pop()
-        if name is not None:
-            yield Branch(name, guide, tuple(need for need in needs[name] if need != parents[name]))
-        under = children.get(name, [])
+        step, guide, below = waiting.pop()
+        if step is not None:
+            yield Branch(step, guide, tuple(need for need in needs[step] if need != parents[step]))
+        under = children.get(step, [])
         if len(under) == 1 or len(below) >= len(blank) * MAX_INDENT:
             waiting += [(child, below, below) for child in reversed(under)]
             continue

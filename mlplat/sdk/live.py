@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -27,13 +26,16 @@ class RunEvent:
     number: int | None = None
 
 
-def parse_events(chunks: Iterable[bytes]) -> Iterator[RunEvent | None]:
-    """The events in a stream of Server-Sent Events; None for every sign of life between them."""
-    rest = b""
-    for chunk in chunks:
-        *blocks, rest = (rest + chunk).split(b"\n\n")
-        for block in blocks:
-            yield _event(block)
+class EventParser:
+    """Takes Server-Sent Events apart as they arrive."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, chunk: bytes) -> list[RunEvent | None]:
+        """The events that are complete now; None for every sign of life between them."""
+        *blocks, self._rest = (self._rest + chunk).split(b"\n\n")
+        return [_event(block) for block in blocks]
 
 
 def _event(block: bytes) -> RunEvent | None:

@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
@@ -17,7 +18,7 @@ from mlplat.pipelines.loader import load_file
 from mlplat.pipelines.spec import PipelineSpec
 from mlplat.sdk.client import Client, client_for, default_url
 from mlplat.sdk.definition import Pipeline
-from mlplat.sdk.live import LiveRun, LogPositions, RunEvent, parse_events
+from mlplat.sdk.live import EventParser, LiveRun, LogPositions, RunEvent
 from mlplat.sdk.shipping import load_module, ship_local_code
 
 OCTETS = "application/octet-stream"
@@ -134,7 +135,8 @@ class PipelineRunHandle:
             left = None if deadline is None else max(0.001, deadline - time.monotonic())
             silence_s = SILENCE_S if left is None else min(SILENCE_S, left + GRACE_S)
             with self._client.stream(f"{self._path}/events", silence_s, logs=logs, after=cursor, lasts_s=left) as body:
-                for event in parse_events(body):
+                parser = EventParser()
+                for event in chain.from_iterable(map(parser.feed, body)):
                     pause_s = RECONNECT_S
                     if event is None:
                         continue
