@@ -17,9 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mlplat import __version__
-from mlplat.cli import lifecycle
-from mlplat.cli import watch as watching
-from mlplat.cli.watch import watch
+from mlplat.cli import lifecycle, watch
 from mlplat.demo.show import run_demo
 from mlplat.errors import InvalidInput, Overloaded, PlatformError, Unavailable
 from mlplat.pipelines.spec import PipelineSpec
@@ -35,7 +33,7 @@ app = typer.Typer(
 )
 console = Console(highlight=False, soft_wrap=True)
 app.add_typer(lifecycle.commands)
-app.add_typer(watching.commands)
+app.add_typer(watch.commands)
 _TRUE, _FALSE = {"true", "yes", "1", "on"}, {"false", "no", "0", "off"}
 
 
@@ -86,7 +84,7 @@ def submit_command(
     handle = submit(spec, parse_params(spec, param or []), idempotency_key=key)
     console.print(f"submitted {spec.name}: {handle.run_id}   {handle.url}")
     if wait:
-        watch(handle, console)
+        watch.watch_to_end(handle, console)
 
 
 @app.command("runs")

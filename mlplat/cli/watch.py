@@ -23,7 +23,7 @@ def watch_command(run_id: Annotated[str, typer.Argument(help="The pipeline run."
 
     Ctrl-C ends the watching; the run goes on.
     """
-    watch(PipelineRunHandle(client_for(default_url()), run_id), console)
+    watch_to_end(PipelineRunHandle(client_for(default_url()), run_id), console)
 
 
 @commands.command("logs")
@@ -43,7 +43,7 @@ def logs_command(
         raise typer.Exit(INTERRUPTED) from None
 
 
-def watch(handle: PipelineRunHandle, out: Console) -> dict[str, Any]:
+def watch_to_end(handle: PipelineRunHandle, out: Console) -> dict[str, Any]:
     """Shows a run to its end and returns its last status.
 
     Raises:
