@@ -39,6 +39,8 @@ RECONCILE_TIMEOUT_S = 600.0
 LANES = 2
 MAX_CALL_BYTES = 4 * 1024 * 1024
 MAX_UNDERWAY_BYTES = 64 * 1024 * 1024
+#: Submissions that one gateway has under way at once.
+MAX_SUBMITTING = 2_000
 
 
 class ActorClient:
@@ -91,6 +93,14 @@ class _Outgoing:
 
     body: bytes
     answer: int | PlatformError = 0
+
+
+@dataclass
+class _OutgoingSubmission:
+    """A submission on its way to the scheduler, and what that said of it: a run's id, a refusal, or nothing yet."""
+
+    submission: Submission
+    answer: str | PlatformError | None = None
 
 
 class MetricShardClient:
@@ -157,10 +167,23 @@ class SchedulerClient:
 
     def __init__(self) -> None:
         self._actor = ActorClient(PIPELINE_SCHEDULER)
+        self._lane: GroupCommit[_OutgoingSubmission] | None = None
 
     async def submit(self, submission: Submission) -> str:
-        """See ``SchedulerService.submit``; the idempotency key makes repeats harmless."""
-        return str(await self._actor.call_idempotent("submit", submission))
+        """See ``SchedulerService.submit``; the idempotency key makes repeats harmless.
+
+        Submissions that arrive while a call is under way share the next one. What the scheduler cannot answer at
+        once, because it has to import something first, is asked for again alone, so that nobody waits for it.
+        """
+        if self._lane is None:  # not before there is an event loop
+            self._lane = GroupCommit(self._send, max_group=100, max_pending=MAX_SUBMITTING)
+        outgoing = _OutgoingSubmission(submission)
+        await self._lane.submit(outgoing)
+        if isinstance(outgoing.answer, PlatformError):
+            raise outgoing.answer
+        if outgoing.answer is None:
+            return str(await self._actor.call_idempotent("submit", submission))
+        return outgoing.answer
 
     async def cancel(self, run_id: str, by: str) -> None:
         """See ``SchedulerService.cancel``."""
@@ -169,6 +192,11 @@ class SchedulerClient:
     async def poke(self, run_id: str) -> None:
         """People told the run something: its executor looks now."""
         await self._actor.call("poke", run_id, timeout_s=5)
+
+    async def _send(self, group: Sequence[_OutgoingSubmission]) -> None:
+        answers = await self._actor.call_idempotent("submit_known", [item.submission for item in group])
+        for item, answer in zip(group, answers, strict=True):
+            item.answer = answer
 
     async def ended(self, run_ids: Sequence[str]) -> None:
         """See ``SchedulerService.ended``."""

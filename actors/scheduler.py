@@ -10,12 +10,14 @@ from collections.abc import Mapping, Sequence
 import ray
 from ray.exceptions import RayError
 
+from actors.durable_attempt import DurableActors
 from actors.handles import ExecutorClient
-from actors.lifecycle import WORKLOAD_ENV, Health, Started, actor_id
+from actors.lifecycle import WORKLOAD_ENV, Health, Started, actor_id, spare_garbage_collection
 from mlplat.db.engine import open_engine
 from mlplat.db.lease import LeaseKeeper
-from mlplat.errors import Unavailable
+from mlplat.errors import PlatformError, Unavailable
 from mlplat.execution.functions import ImportReport, try_imports
+from mlplat.pipelines.leftovers import LeftoverReaper
 from mlplat.pipelines.model import Submission
 from mlplat.pipelines.scheduling import SchedulerService
 from mlplat.settings import PlatformConfig
@@ -34,16 +36,21 @@ class PipelineScheduler:
         lease = LeaseKeeper(engine, name, actor_id())
         self._importable: dict[str, float] = {}
         clients = [ExecutorClient(executor) for executor in executors]
-        self._service = SchedulerService(
-            engine, lease, clients, self._check_imports, max_active_runs=config.max_active_runs
-        )
+        self._service = SchedulerService(engine, lease, clients, self, max_active_runs=config.max_active_runs)
         self._reaper = Reaper(HeartbeatStore(engine), lease, config.heartbeat_timeout_s)
+        self._leftovers = LeftoverReaper(engine, DurableActors())
         self._started = Started(self._start, lease)
+        spare_garbage_collection()
 
     async def submit(self, submission: Submission) -> str:
         """Validates and stores a run; returns its id."""
         await self._started.wait()
         return await self._service.submit(submission)
+
+    async def submit_known(self, submissions: Sequence[Submission]) -> list[str | PlatformError | None]:
+        """The answers to submissions; None for those that must be submitted alone."""
+        await self._started.wait()
+        return await self._service.submit_known(submissions)
 
     async def cancel(self, run_id: str, by: str) -> None:
         """Somebody has asked for the run's end."""
@@ -70,16 +77,24 @@ class PipelineScheduler:
         await self._started.wait()
         self._started.release()
         self._reaper.stop()
+        self._leftovers.stop()
         await self._service.stop()
 
     async def _start(self) -> None:
         await self._service.start()
         self._reaper.start()
+        self._leftovers.start()
 
-    async def _check_imports(self, names: Sequence[str]) -> Mapping[str, str]:
+    def is_known(self, names: Sequence[str]) -> bool:
+        """Whether all of these could be imported a short while ago."""
+        return all(self._is_importable(name) for name in names)
+
+    def _is_importable(self, name: str) -> bool:
+        return self._importable.get(name, 0.0) >= time.monotonic()
+
+    async def check(self, names: Sequence[str]) -> Mapping[str, str]:
         """Importing runs the user's code, so a worker does it. What could be imported is believed for a minute."""
-        now = time.monotonic()
-        unknown = [name for name in names if self._importable.get(name, 0.0) < now]
+        unknown = [name for name in names if not self._is_importable(name)]
         if not unknown:
             return {}
         check = ray.remote(try_imports).options(num_cpus=0, max_retries=0, runtime_env=WORKLOAD_ENV)
@@ -93,5 +108,6 @@ class PipelineScheduler:
             return dict.fromkeys(unknown, f"importing it ended the process: {first_line}")
         if len(self._importable) > IMPORT_CACHE_SIZE:
             self._importable.clear()
+        now = time.monotonic()
         self._importable |= {name: now + IMPORT_CACHE_S for name in unknown if name not in report.problems}
         return report.problems

@@ -28,11 +28,13 @@ class AdmissionQueue:
     """
 
     def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
+        self.capacity = capacity
         self._active: dict[str, Candidate] = {}
         self._by_submitter: Counter[str] = Counter()
         self._by_key: Counter[str] = Counter()
         self._waiting: dict[int, dict[str, deque[Candidate]]] = {}
+        #: Runs whose key was full when their turn came, oldest first.
+        self._parked: dict[str, deque[Candidate]] = {}
         self._ids: set[str] = set()
 
     def __len__(self) -> int:
@@ -56,8 +58,7 @@ class AdmissionQueue:
         if candidate.run_id in self._ids or candidate.run_id in self._active:
             return
         self._ids.add(candidate.run_id)
-        by_submitter = self._waiting.setdefault(candidate.priority, {})
-        by_submitter.setdefault(candidate.submitter, deque()).append(candidate)
+        self._lane(candidate).append(candidate)
 
     def start(self, candidate: Candidate) -> None:
         """The run is under way, whether it waited here or not."""
@@ -79,11 +80,12 @@ class AdmissionQueue:
         self._by_submitter[candidate.submitter] -= 1
         if candidate.key is not None:
             self._by_key[candidate.key] -= 1
+            self._unpark(candidate.key)
         return True
 
     def take_next(self) -> Candidate | None:
         """The run whose turn it is, now under way; None when nothing fits or nothing waits."""
-        if len(self._active) >= self._capacity:
+        if len(self._active) >= self.capacity:
             return None
         for priority in sorted(self._waiting, reverse=True):
             by_submitter = self._waiting[priority]
@@ -98,19 +100,27 @@ class AdmissionQueue:
                 del self._waiting[priority]
         return None
 
-    def take_next_is(self, candidate: Candidate) -> bool:
-        """Takes this run if it is the only one that waits and there is room for it."""
-        if len(self._ids) != 1 or candidate.run_id not in self._ids:
-            return False
-        return self.take_next() is not None
+    def _lane(self, candidate: Candidate) -> deque[Candidate]:
+        return self._waiting.setdefault(candidate.priority, {}).setdefault(candidate.submitter, deque())
+
+    def _unpark(self, key: str) -> None:
+        """The most important run that waits for the key gets its turn again, before its submitter's others."""
+        parked = self._parked.get(key)
+        while parked:
+            chosen = max(parked, key=lambda candidate: candidate.priority)
+            parked.remove(chosen)
+            if chosen.run_id in self._ids:
+                self._lane(chosen).appendleft(chosen)
+                break
+        if not parked:
+            self._parked.pop(key, None)
 
     def _first_that_fits(self, waiting: deque[Candidate]) -> Candidate | None:
-        while waiting and waiting[0].run_id not in self._ids:  # ended while it waited
-            waiting.popleft()
-        for index, candidate in enumerate(waiting):
-            if candidate.run_id not in self._ids:
+        while waiting:
+            candidate = waiting.popleft()
+            if candidate.run_id not in self._ids:  # ended while it waited
                 continue
             if candidate.key is None or not self.is_full(candidate.key, candidate.limit):
-                del waiting[index]
                 return candidate
+            self._parked.setdefault(candidate.key, deque()).append(candidate)
         return None

@@ -10,8 +10,8 @@ import msgspec
 
 from mlplat.errors import InvalidInput
 from mlplat.pipelines.model import Attempt, AttemptRequest, ChildRequest, PipelineRun, Reservation, StepRun
-from mlplat.pipelines.outputs import canonical_form
 from mlplat.pipelines.spec import Env, PipelineSpec, Step
+from mlplat.pipelines.stored import canonical_form
 
 CHILD_ID_BYTES = 6
 
@@ -46,6 +46,7 @@ def attempt_request(
             checkpoint_folder(run_id, row.step, row.item) for run_id in (run.run_id, run.resumed_from) if run_id
         ),
         submitted_by=run.submitted_by,
+        priority=run.priority,
     )
 
 

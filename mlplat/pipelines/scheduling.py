@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Any, Protocol
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -20,6 +20,7 @@ from mlplat.db.group_commit import GroupCommit
 from mlplat.db.lease import LeaseKeeper
 from mlplat.errors import Fenced, InvalidInput, InvalidPipeline, Overloaded, PlatformError, Unavailable
 from mlplat.pipelines.admission import AdmissionQueue, Candidate
+from mlplat.pipelines.burst import Burst
 from mlplat.pipelines.expressions import render
 from mlplat.pipelines.model import Assignment, PipelineRun, State, Submission
 from mlplat.pipelines.parsing import ParsedSpec, SpecCache
@@ -53,8 +54,16 @@ class Executor(Protocol):
         ...
 
 
-#: Tries to import ``module:function`` names where steps run; maps those that fail to the reason.
-ImportCheck = Callable[[Sequence[str]], Awaitable[Mapping[str, str]]]
+class ImportCheck(Protocol):
+    """Tries to import ``module:function`` names where steps run."""
+
+    def is_known(self, names: Sequence[str]) -> bool:
+        """Whether all of these are known to be importable, without looking."""
+        ...
+
+    async def check(self, names: Sequence[str]) -> Mapping[str, str]:
+        """Maps the names that cannot be imported to the reason."""
+        ...
 
 
 class SchedulerService:
@@ -65,7 +74,7 @@ class SchedulerService:
         engine: AsyncEngine,
         lease: LeaseKeeper,
         executors: Sequence[Executor],
-        check_imports: ImportCheck,
+        imports: ImportCheck,
         *,
         max_active_runs: int,
     ) -> None:
@@ -77,7 +86,8 @@ class SchedulerService:
             name: GroupCommit(executor.assign, max_group=500, max_pending=100_000)
             for name, executor in self._executors.items()
         }
-        self._check_imports = check_imports
+        self._imports = imports
+        self._burst = Burst()
         self._specs = SpecCache()
         self._queue = AdmissionQueue(max_active_runs)
         self._placed: dict[str, str] = {}
@@ -102,6 +112,7 @@ class SchedulerService:
             Overloaded: too many submissions at once, or the pipeline's concurrency key is full and says so.
             Unavailable: Postgres is away, or another scheduler leads.
         """
+        self._burst.note()
         if "\x00" in submission.idempotency_key + submission.submitted_by:
             raise InvalidInput("the idempotency key and the submitter may not contain NUL characters")
         try:
@@ -116,6 +127,23 @@ class SchedulerService:
             raise
         except CONNECTION_ERRORS as error:
             raise Unavailable("Postgres is away; retry") from error
+
+    async def submit_known(self, submissions: Sequence[Submission]) -> list[str | PlatformError | None]:
+        """Submits those whose definition and imports are known; the answer to the others is None.
+
+        So nobody waits while something is imported for somebody else.
+        """
+        return await asyncio.gather(*(self._submit_if_known(submission) for submission in submissions))
+
+    async def _submit_if_known(self, submission: Submission) -> str | PlatformError | None:
+        if submission.resumed_from is not None:
+            return None
+        try:
+            if not self._imports.is_known(self._specs.get(submission.spec).imports):
+                return None
+            return await self.submit(submission)
+        except PlatformError as error:
+            return error
 
     async def cancel(self, run_id: str, by: str) -> None:
         """Somebody has asked for the run's end, durably: it ends now if it waits, else its executor looks."""
@@ -171,7 +199,7 @@ class SchedulerService:
     async def _require_imports(self, parsed: ParsedSpec) -> None:
         if not parsed.imports:
             return
-        failures = await self._check_imports(parsed.imports)
+        failures = await self._imports.check(parsed.imports)
         problems = [f"{path}: {failures[name]}" for path, name in parsed.uses if name in failures]
         if problems:
             raise InvalidPipeline("\n".join(problems))
@@ -190,11 +218,17 @@ class SchedulerService:
                 await self.cancel(run_id, "the scheduler")
 
     def _place_at_once(self, candidate: Candidate) -> str | None:
-        """The executor for a new run if nobody waits before it; it counts as under way from here on."""
+        """The executor for a new run whose turn it is already; it counts as under way from here on."""
         self._queue.add(candidate)
-        if self._queue.take_next_is(candidate):
-            return self._choose_executor(candidate.run_id)
-        return None
+        others: dict[str, str] = {}
+        while (taken := self._queue.take_next()) is not None:
+            executor = self._choose_executor(taken.run_id)
+            if taken is candidate:
+                break
+            others[taken.run_id] = executor
+        if others:
+            self._in_background(self._assign(others))
+        return self._placed.get(candidate.run_id)
 
     def _choose_executor(self, run_id: str) -> str:
         loads = dict.fromkeys(self._executors, 0)
@@ -222,16 +256,23 @@ class SchedulerService:
         self._queue.end(run_id)
 
     def _hand_over(self, executor: str, assignment: Assignment) -> None:
-        """In the background: the run is durable, and reconciling repeats what fails here."""
-        task = asyncio.get_running_loop().create_task(self._hand_over_now(executor, assignment))
+        self._in_background(self._hand_over_now(executor, assignment))
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        """What fails there, reconciling repeats: the runs are durable."""
+        task = asyncio.get_running_loop().create_task(self._quietly(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _hand_over_now(self, executor: str, assignment: Assignment) -> None:
+    async def _quietly(self, work: Coroutine[Any, Any, None]) -> None:
         try:
-            await self._lanes[executor].submit(assignment)
-        except PlatformError as error:
-            _log.warning("run %s waits for %s: %s", assignment.run_id, executor, error)
+            await work
+        except (PlatformError, *CONNECTION_ERRORS) as error:
+            _log.warning("left to the next look: %s", error)
+
+    async def _hand_over_now(self, executor: str, assignment: Assignment) -> None:
+        await self._burst.over()
+        await self._lanes[executor].submit(assignment)
 
     async def _admit(self) -> None:
         """Gives waiting runs to executors, as far as there is room."""

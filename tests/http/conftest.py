@@ -115,8 +115,16 @@ class Stack:
         return httpx.AsyncClient(transport=transport, base_url="http://localhost")
 
 
-async def _check_imports(names: Sequence[str]) -> Mapping[str, str]:
-    return try_imports(names).problems
+class Imports:
+    """Imports in this process."""
+
+    def is_known(self, names: Sequence[str]) -> bool:
+        """Never: every submission looks."""
+        return not names
+
+    async def check(self, names: Sequence[str]) -> Mapping[str, str]:
+        """Names that cannot be imported, with the reason."""
+        return try_imports(names).problems
 
 
 @asynccontextmanager
@@ -127,7 +135,7 @@ async def open_stack(template_url: str, state_dir: Path, folder: Path) -> AsyncI
         registry = RegistryService(engine, LeaseKeeper(engine, "registry", "holder", TTL_S))
         executor, actors = Executor(), Actors()
         leader = LeaseKeeper(engine, "scheduler", "holder", TTL_S)
-        scheduler = SchedulerService(engine, leader, [executor], _check_imports, max_active_runs=10_000)
+        scheduler = SchedulerService(engine, leader, [executor], Imports(), max_active_runs=10_000)
         experiments = ExperimentStore(engine, "mlflow-artifacts:")
         await experiments.ensure_default()
         for service in (metrics, registry, scheduler):

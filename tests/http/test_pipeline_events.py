@@ -213,7 +213,7 @@ async def test_bad_queries_are_400(http: httpx.AsyncClient, player: Player, quer
 async def test_a_bad_last_event_id_is_400(served: Served, player: Player, value: str) -> None:
     async with httpx.AsyncClient() as client:
         answer = await client.get(
-            f"{served.url}{RUNS}/{player.run_id}/events", headers={"Last-Event-ID": value.encode()}
+            f"{served.url}{RUNS}/{player.run_id}/events", headers=httpx.Headers([(b"last-event-id", value.encode())])
         )
     expect_error(answer, 400, "INVALID_PARAMETER_VALUE", "Last-Event-ID")
 

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from mlplat.cli.watch import watch_to_end
-from mlplat.errors import NotFound, Unavailable
+from mlplat.errors import NotFound, Overloaded, Unavailable
 from mlplat.http.live import hub as hub_module
 from mlplat.pipelines.model import AttemptState
 from mlplat.sdk import pipeline_runs
@@ -69,7 +69,7 @@ async def test_a_platform_that_goes_away_and_comes_back_is_no_end(
     loop = asyncio.get_running_loop()
 
     def follow() -> list[str]:
-        kinds = []
+        kinds: list[str] = []
         for event in handle.events(logs="none", timeout_s=60):
             live.apply(event)
             kinds.append(event.kind)
@@ -95,7 +95,7 @@ async def test_where_too_many_watch_the_run_is_polled(
     served: Served, player: Player, handle: PipelineRunHandle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(_hub: object) -> None:
-        raise hub_module.Overloaded("no place")
+        raise Overloaded("no place")
 
     monkeypatch.setattr(hub_module.Hub, "take_slot", full)
     monkeypatch.setattr(pipeline_runs, "POLL_S", 0.01)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -63,7 +63,7 @@ class Watcher:
         #: The number of the next part of each log.
         self._parts: dict[Key, int] = {}
 
-    async def events(self, lasts_s: float | None) -> AsyncIterator[bytes]:
+    async def events(self, lasts_s: float | None) -> AsyncGenerator[bytes, None]:
         """Events until the run is over and told, or until ``lasts_s`` have passed.
 
         It ends without an ``end`` event when Postgres is away: the client comes back with its cursor.
