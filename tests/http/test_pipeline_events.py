@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -499,3 +500,11 @@ async def test_more_attempts_than_are_read_at_once_take_turns(
             assert event is not None
             texts.append(event.data.get("text"))
     await player.close()
+
+
+def test_the_documentation_has_the_numbers_of_the_code() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "pipelines-live.md").read_text()
+    assert f"takes\n{hub_module.MAX_STREAMS} streams" in text
+    assert f"about {tails_module.ROUND_BYTES // 1024} KiB" in text
+    assert f"{tails_module.MAX_TAILS} attempts at once" in text
+    assert f"every {stream_module.HEARTBEAT_S:g} s" in text
