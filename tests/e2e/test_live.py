@@ -7,7 +7,10 @@ import subprocess
 import textwrap
 from pathlib import Path
 
+import httpx
+
 import mlplat
+from mlplat.http.live.hub import MAX_STREAMS
 from mlplat.pipelines.spec import PipelineSpec
 from mlplat.sdk.live import LiveRun
 from mlplat.sdk.pipeline_runs import PipelineRunHandle
@@ -69,6 +72,18 @@ def test_the_command_line_watches_and_follows(platform: Platform, tmp_path: Path
     assert done.returncode == 1
     assert "bad failed" in done.stdout
     assert f"see: mlplat logs {failing.run_id}" in done.stderr
+
+
+def test_who_goes_away_leaves_room_for_others(platform: Platform) -> None:
+    waiting = PipelineSpec.model_validate({"name": "waits", "steps": {"wait": {"approval": {}}}})
+    handle = mlplat.submit(waiting, url=platform.url)
+    with httpx.Client(timeout=30, trust_env=False) as client:
+        for _ in range(MAX_STREAMS + 20):
+            with client.stream("GET", f"{handle.url}/events") as response:
+                assert response.status_code == 200, response.read()
+                assert next(response.iter_bytes()).startswith(b"retry:")
+        assert client.post(f"{handle.url}/cancel", json={"by": "test"}).status_code == 200
+    assert handle.wait(60)["state"] == "CANCELLED"
 
 
 def test_what_the_documentation_shows_works(platform: Platform, tmp_path: Path) -> None:

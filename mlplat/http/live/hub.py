@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.db.engine import CONNECTION_ERRORS
@@ -18,12 +19,14 @@ from mlplat.pipelines.store import PipelineStore
 
 POLL_S = 0.25
 LOG_POLL_S = 0.35
+FAILED_PAUSE_S = 1.0
 #: Streams of one process: each holds one of the requests that it may have under way.
 MAX_STREAMS = 200
 #: Bytes of changes that are kept for those who are slow; who is slower asks the database.
 KEPT_BYTES = 1024 * 1024
 MAX_OPEN_ATTEMPTS = 10_000
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,13 @@ class Feed:
         self._kept: deque[Message] = deque()
         self._bytes = 0
 
-    def push(self, snapshot: RunSnapshot) -> None:
+    async def push(self, snapshot: RunSnapshot) -> None:
         """Takes what changed since ``seq``."""
         fields = run_fields(snapshot.run)
         changed = {name: value for name, value in fields.items() if value != self._fields[name]}
         told = len(snapshot.signals)
-        body = change_message(snapshot, changed, with_signals=told != self._signals)
+        # In a thread, because a step may have ten thousand items.
+        body = await asyncio.to_thread(change_message, snapshot, changed, with_signals=told != self._signals)
         self._kept.append(Message(self.seq, snapshot.run.seq, body))
         self._bytes += len(body)
         while self._bytes > KEPT_BYTES and len(self._kept) > 1:
@@ -110,6 +114,7 @@ class Hub:
         self._streams = 0
         self._feeds: dict[str, Feed] = {}
         self._tasks: list[asyncio.Task[None]] = []
+        self._asked: set[asyncio.Task[Any]] = set()
 
     @property
     def streams(self) -> int:
@@ -127,7 +132,7 @@ class Hub:
         try:
             feed = self._feeds.get(run_id)
             if feed is None:
-                feed = await self._open(run_id)
+                feed = self._feeds.setdefault(run_id, await self.ask(self._open(run_id)))
         except BaseException:
             self.free_slot()
             raise
@@ -151,6 +156,14 @@ class Hub:
             del self._feeds[run_id]
         if not self._feeds:
             self.close()
+
+    async def ask(self, work: Coroutine[Any, Any, T]) -> T:
+        """Asks the stores, to the end even when the client goes away meanwhile: a query that is broken off costs its
+        connection, which stays open until it is garbage."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._asked.add(task)
+        task.add_done_callback(self._asked.discard)
+        return await asyncio.shield(task)
 
     def take_slot(self) -> None:
         """Counts a long answer.
@@ -183,7 +196,7 @@ class Hub:
         behind = {run_id: feed.seq for run_id, feed in feeds.items() if seqs[run_id] != feed.seq}
         if behind:
             for run_id, snapshot in (await self.store.find_changes(behind)).items():
-                feeds[run_id].push(snapshot)
+                await feeds[run_id].push(snapshot)
 
     async def read_logs(self) -> None:
         """Reads what the watched attempts printed."""
@@ -200,14 +213,16 @@ class Hub:
         if not run.state.is_final:
             _run, _ended, begun = await self.store.find_attempts(run_id, MAX_OPEN_ATTEMPTS, only_open=True)
             feed.tails.note(begun)
-        return self._feeds.setdefault(run_id, feed)
+        return feed
 
-    async def _repeat(self, look: Callable[[], Awaitable[None]], every_s: float) -> None:
+    async def _repeat(self, look: Callable[[], Coroutine[Any, Any, None]], every_s: float) -> None:
         while True:
+            pause_s = FAILED_PAUSE_S
             try:
-                await look()
+                await self.ask(look())
+                pause_s = every_s
             except CONNECTION_ERRORS as error:
                 _log.warning("watched runs: %s", error)
             except Exception:  # a defect must not end everybody's stream
                 _log.exception("watched runs")
-            await self._pause(every_s)
+            await self._pause(pause_s)

@@ -107,9 +107,10 @@ class Watcher:
     async def _ask(self, seq: int | None) -> tuple[list[bytes], int]:
         """The same from the database: for a client that is new, that comes back, or that has become too slow."""
         is_new, self._is_new = self._is_new, False
-        snapshot = await self._hub.store.get_changes(self._run_id, -1 if seq is None else seq)
+        hub, store = self._hub, self._hub.store
+        snapshot = await hub.ask(store.get_changes(self._run_id, -1 if seq is None else seq))
         if seq is not None and seq > snapshot.run.seq:  # a number of another run, or of a restored database
-            seq, snapshot = None, await self._hub.store.get_snapshot(self._run_id)
+            seq, snapshot = None, await hub.ask(store.get_snapshot(self._run_id))
         if seq is None:
             self._parts = {key: tail.end for key, tail in self._feed.tails.open.items() if tail.is_over}
             body = await asyncio.to_thread(snapshot_message, snapshot)
@@ -118,7 +119,8 @@ class Watcher:
             self._feed.tails.note(snapshot.attempts)
         if seq == snapshot.run.seq:
             return [], seq
-        return [change_message(snapshot, run_fields(snapshot.run), with_signals=True)], snapshot.run.seq
+        body = await asyncio.to_thread(change_message, snapshot, run_fields(snapshot.run), with_signals=True)
+        return [body], snapshot.run.seq
 
     def _log_events(self) -> Iterator[bytes]:
         if not self._logs.any:

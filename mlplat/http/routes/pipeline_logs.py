@@ -79,13 +79,13 @@ def router(services: Services, hub: Hub) -> APIRouter:
         of it as text, under a heading for each attempt."""
         wanted = LogFilter(step, item, attempt)
         reader = LogReader(services.pipelines, services.artifacts, run_id, wanted)
-        page = await reader.read(_cursor(after, wanted), limit)
+        page = await hub.ask(reader.read(_cursor(after, wanted), limit))
         if step is not None and not page.parts and not after:
             await _check_step(services, run_id, step)
         if format == "json":
             return Response(_page_text(page).model_dump_json(), media_type="application/json")
         hub.take_slot()
-        return EventResponse(_text(reader, page, follow=follow), hub.free_slot, "text/plain; charset=utf-8")
+        return EventResponse(_text(hub, reader, page, follow=follow), hub.free_slot, "text/plain; charset=utf-8")
 
     return api
 
@@ -101,7 +101,7 @@ async def _check_step(services: Services, run_id: str, step: str) -> None:
         raise NotFound(f"pipeline run {run_id} has no step {step!r}")
 
 
-async def _text(reader: LogReader, page: LogPage, *, follow: bool) -> AsyncIterator[bytes]:
+async def _text(hub: Hub, reader: LogReader, page: LogPage, *, follow: bool) -> AsyncIterator[bytes]:
     """The page and what follows it; never more in memory than a page."""
     headings = Headings()
     while True:
@@ -117,7 +117,7 @@ async def _text(reader: LogReader, page: LogPage, *, follow: bool) -> AsyncItera
                 yield headings.close().encode()
                 return
             await asyncio.sleep(FOLLOW_EVERY_S)
-        page = await reader.read(page.cursor, PAGE_BYTES)
+        page = await hub.ask(reader.read(page.cursor, PAGE_BYTES))
 
 
 def _page_text(page: LogPage) -> LogPageText:
