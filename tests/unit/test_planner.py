@@ -9,6 +9,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from mlplat.pipelines.model import WHOLE_STEP, AttemptOutcome, AttemptState, Node, State, StepRun
 from mlplat.pipelines.planner import (
     MAX_LOST,
     Decision,
@@ -21,8 +23,6 @@ from mlplat.pipelines.planner import (
     plan,
     settle_attempt,
 )
-
-from mlplat.pipelines.model import WHOLE_STEP, AttemptOutcome, AttemptState, Node, State, StepRun
 from mlplat.pipelines.spec import Retry
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
