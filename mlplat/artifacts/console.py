@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import base64
-import codecs
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from mlplat.artifacts.segments import Place, plan_read
+from mlplat.artifacts.segments import Place
 from mlplat.artifacts.store import ArtifactStore
+from mlplat.artifacts.texts import read_text
 from mlplat.errors import InvalidInput
 
 #: Below a run's artifacts: a folder per process, ``<host>-<pid>-<start>``.
@@ -62,32 +62,18 @@ def read_console(
     processes.sort(key=lambda name: name != cursor.last)
     places, last, parts, left = dict(cursor.places), cursor.last, list[str](), limit
     for name in processes:
-        text, places[name], read = _read_process(artifacts, found[name], places.get(name, Place()), left)
-        if text and name != last:
+        part = read_text(artifacts, found[name], places.get(name, Place()), left)
+        places[name] = part.next
+        if part.text and name != last:
             between = "\n" if parts and not parts[-1].endswith("\n") else ""
             parts.append(f"{between}── {name}\n" if len(processes) > 1 else "")
             last = name
-        if text:
-            parts.append(text)
-        left -= read
+        if part.text:
+            parts.append(part.text)
+        left -= part.size
         if left <= 0:
             break
     return ConsolePart("".join(parts), Cursor(places, last), left <= 0)
-
-
-def _read_process(artifacts: ArtifactStore, folder: str, place: Place, limit: int) -> tuple[str, Place, int]:
-    """Text, the place after it, and how many bytes were read. A character that is cut waits for its rest."""
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    text, read = list[str](), 0
-    for name, start, end in plan_read(artifacts.list(folder), place, limit):
-        body = b"".join(artifacts.read(f"{folder}/{name}", start, end))
-        text.append(decoder.decode(body))
-        read += len(body)
-        place = Place(int(name.partition(".")[0]), start + len(body))
-    cut = len(decoder.getstate()[0])
-    if cut <= place.offset:
-        place = Place(place.segment, place.offset - cut)
-    return "".join(text), place, read
 
 
 def encode_cursor(cursor: Cursor) -> str:

@@ -17,15 +17,15 @@ from rich.console import Console
 from rich.table import Table
 
 from mlplat import __version__
-from mlplat.cli import lifecycle, schedules
+from mlplat.cli import lifecycle, schedules, watch
 from mlplat.demo.show import run_demo
 from mlplat.errors import InvalidInput, Overloaded, PlatformError, Unavailable
 from mlplat.pipelines.spec import PipelineSpec
-from mlplat.progress import STYLES, progress
+from mlplat.run_view import STYLES
 from mlplat.sdk.client import client_for, default_url
 from mlplat.sdk.console import console_text
 from mlplat.sdk.leftovers import resend_leftovers, sender_to
-from mlplat.sdk.pipeline_runs import PipelineRunHandle, load_pipeline, submit
+from mlplat.sdk.pipeline_runs import load_pipeline, submit
 from mlplat.settings import Settings
 
 app = typer.Typer(
@@ -35,6 +35,7 @@ console = Console(highlight=False, soft_wrap=True)
 app.add_typer(lifecycle.commands)
 app.add_typer(schedules.schedules, name="schedule")
 app.add_typer(schedules.triggers, name="trigger")
+app.add_typer(watch.commands)
 _TRUE, _FALSE = {"true", "yes", "1", "on"}, {"false", "no", "0", "off"}
 
 
@@ -84,14 +85,8 @@ def submit_command(
     spec = load_pipeline(file, client_for(default_url()))
     handle = submit(spec, parse_params(spec, param or []), idempotency_key=key)
     console.print(f"submitted {spec.name}: {handle.run_id}   {handle.url}")
-    if not wait:
-        return
-    with progress(console) as shown:
-        final = handle.wait(on_change=shown.show)
-    if final["state"] != "SUCCEEDED":
-        print(f"mlplat: {final['error']}\nsee: mlplat logs {handle.run_id}", file=sys.stderr)  # noqa: T201
-        raise typer.Exit(1)
-    console.print(f"{handle.run_id} succeeded", style="green")
+    if wait:
+        watch.watch_to_end(handle, console)
 
 
 @app.command("runs")
@@ -106,15 +101,6 @@ def runs_command(limit: Annotated[int, typer.Option(min=1, max=1000)] = 20) -> N
             run["run_id"], run["pipeline"], state, run["created_at"][:19], run["submitted_by"], run["error"] or ""
         )
     console.print(table)
-
-
-@app.command("logs")
-def logs_command(
-    run_id: Annotated[str, typer.Argument(help="The pipeline run.")],
-    step: Annotated[str | None, typer.Option(help="One step only.")] = None,
-) -> None:
-    """Print what the attempts of a run printed, so far or in the end."""
-    sys.stdout.write(PipelineRunHandle(client_for(default_url()), run_id).logs(step))
 
 
 @app.command("sync")

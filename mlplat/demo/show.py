@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mlplat.errors import PlatformError
-from mlplat.progress import progress
+from mlplat.progress import follow
 from mlplat.sdk.client import default_url
 from mlplat.sdk.pipeline_runs import submit
 
@@ -42,8 +42,7 @@ def run_demo(console: Console) -> None:
         raise PlatformError("the platform did not start")
     console.print("\nsubmitting train-digits (one of its steps fails once on purpose, to show a retry)")
     handle = submit(PIPELINE)
-    with progress(console) as shown:
-        final = handle.wait(on_change=shown.show, timeout_s=600)
+    final = follow(console, handle.events(timeout_s=600), errors=False)
     if final["state"] != "SUCCEEDED":
         raise PlatformError(f"{final['error']}\nsee: mlplat logs {handle.run_id}")
     outputs = {name: step["output"] for name, step in final["steps"].items()}

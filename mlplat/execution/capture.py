@@ -36,12 +36,6 @@ def log_folder_of(label: str) -> str | None:
     return None if found is None else log_folder(found[1], found[2], int(found[3]), int(found[4]))
 
 
-def read_log(artifacts: ArtifactStore, run_id: str, step: str, item: int, attempt: int) -> bytes:
-    """What the attempt has printed so far."""
-    folder = log_folder(run_id, step, item, attempt)
-    return b"".join(chunk for entry in artifacts.list(folder) for chunk in artifacts.read(f"{folder}/{entry.path}"))
-
-
 class AttemptLog:
     """What one attempt prints. ``ship`` may be called from any thread."""
 

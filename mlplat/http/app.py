@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mlplat.errors import PermissionDenied
 from mlplat.http.errors import error_response, install_error_handlers
+from mlplat.http.live.hub import Hub
 from mlplat.http.mlflow import (
     artifacts,
     datasets,
@@ -28,7 +29,19 @@ from mlplat.http.mlflow import (
     runs,
 )
 from mlplat.http.mlflow.endpoint import install
-from mlplat.http.routes import console, curves, heartbeats, imports, lifecycle, pipelines, platform, schedules, triggers
+from mlplat.http.routes import (
+    console,
+    curves,
+    heartbeats,
+    imports,
+    lifecycle,
+    pipeline_events,
+    pipeline_logs,
+    pipelines,
+    platform,
+    schedules,
+    triggers,
+)
 from mlplat.http.routes import runs as native_runs
 from mlplat.http.services import Services
 
@@ -84,24 +97,26 @@ def _is_loopback(host: str) -> bool:
     return (mapped or address).is_loopback
 
 
-def _lifespan(services: Services) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+def _lifespan(services: Services, hub: Hub) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         catching_up = asyncio.create_task(services.lifecycle.catch_up())
         yield
         catching_up.cancel()
+        hub.close()
 
     return lifespan
 
 
 def create_app(services: Services, version: str) -> FastAPI:
     """The whole API. ``/docs`` works without a network: its scripts come from an installed package."""
+    hub = Hub(services.pipelines, services.artifacts)
     app: FastAPI = FastAPIOffline(
         title="mlplat",
         version=version,
         description="Tracking, registry, pipelines and artifacts.",
         redoc_url=None,
-        lifespan=_lifespan(services),
+        lifespan=_lifespan(services, hub),
     )
     install_error_handlers(app)
     # Starlette tries the routes one after another: the busiest come first.
@@ -119,6 +134,8 @@ def create_app(services: Services, version: str) -> FastAPI:
     artifacts.install(app, services)
     listing.install_files(app, services)
     app.include_router(pipelines.router(services))
+    app.include_router(pipeline_events.router(hub))
+    app.include_router(pipeline_logs.router(services, hub))
     app.include_router(heartbeats.router(services))
     app.include_router(console.router(services))
     app.include_router(platform.router(services))

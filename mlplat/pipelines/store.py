@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Row, func, insert, literal, select
+from sqlalchemy import BigInteger, Row, Text, column, func, insert, literal, select, tuple_, values
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mlplat.db.tables import attempt, pipeline, pipeline_run, pipeline_signal, step_cache, step_run
@@ -26,6 +26,9 @@ from mlplat.pipelines.spec import PipelineSpec
 OPEN_STATES = (State.PENDING, State.QUEUED, State.RUNNING)
 #: Written out, so that Postgres uses the partial index.
 IS_OPEN = pipeline_run.c.state.in_([literal(state.value, literal_execute=True) for state in OPEN_STATES])
+_OPEN_ATTEMPT = attempt.c.state.in_([state.value for state in AttemptState if not state.is_final])
+#: How an attempt that is over is found again: its row never changes any more, and later ends have greater numbers.
+EndedKey = tuple[int, str, int, int]
 
 
 class PipelineStore:
@@ -106,6 +109,92 @@ class PipelineStore:
             if row is None:
                 raise NotFound(f"No pipeline run with id={run_id} exists")
             return await _with_rows(connection, row, after)
+
+    async def get_definition(self, run_id: str) -> dict[str, Any]:
+        """The definition that the run was made from.
+
+        Raises:
+            NotFound: no such run.
+        """
+        query = select(pipeline.c.spec).join(pipeline_run, pipeline_run.c.digest == pipeline.c.digest)
+        async with self._engine.connect() as connection:
+            row = (await connection.execute(query.where(pipeline_run.c.run_id == run_id))).first()
+        if row is None:
+            raise NotFound(f"No pipeline run with id={run_id} exists")
+        spec: dict[str, Any] = row.spec
+        return spec
+
+    async def find_seqs(self, run_ids: Sequence[str]) -> dict[str, int]:
+        """The number of each run's last transition; unknown ids are left out."""
+        query = select(pipeline_run.c.run_id, pipeline_run.c.seq).where(pipeline_run.c.run_id.in_(run_ids))
+        async with self._engine.connect() as connection:
+            return {row.run_id: row.seq for row in await connection.execute(query)}
+
+    async def find_changes(self, after: Mapping[str, int]) -> dict[str, RunSnapshot]:
+        """``get_changes`` of many runs together, without their definitions; unknown ids are left out.
+
+        Args:
+            after: for each run the number of the last transition that is known already.
+        """
+        wanted = values(column("run_id", Text), column("after", BigInteger), name="wanted").data(list(after.items()))
+        steps = select(step_run).join(wanted, wanted.c.run_id == step_run.c.run_id)
+        tries = select(attempt).join(wanted, wanted.c.run_id == attempt.c.run_id)
+        runs = select(pipeline_run).where(pipeline_run.c.run_id.in_(list(after)))
+        told = select(pipeline_signal).where(pipeline_signal.c.run_id.in_(list(after)))
+        async with self._engine.connect() as plain:
+            connection = await plain.execution_options(isolation_level="REPEATABLE READ")
+            found = {row.run_id: RunSnapshot(run_of(row), {}) for row in await connection.execute(runs)}
+            for row in await connection.execute(steps.where(step_run.c.seq > wanted.c.after)):
+                found[row.run_id].step_runs.append(_step_run(row))
+            for row in await connection.execute(tries.where(attempt.c.seq > wanted.c.after)):
+                found[row.run_id].attempts.append(_attempt(row))
+            for row in await connection.execute(told.order_by(pipeline_signal.c.signal_id)):
+                found[row.run_id].signals.append(_signal(row))
+        return found
+
+    async def find_attempts(
+        self,
+        run_id: str,
+        limit: int,
+        *,
+        step: str | None = None,
+        item: int | None = None,
+        number: int | None = None,
+        after: EndedKey | None = None,
+        only_open: bool = False,
+    ) -> tuple[PipelineRun, list[Attempt], list[Attempt]]:
+        """The run with attempts of it that are over, in the order of their ends, and some that are not, in the order
+        of their beginnings; all from one moment. Attempts that are runs of their own are left out.
+
+        Args:
+            run_id: the run.
+            limit: of either list.
+            step: only this step's.
+            item: only this item's; ``WHOLE_STEP`` for steps without items.
+            number: only the attempt with this number.
+            after: only what ended after this one.
+            only_open: leaves out those that are over.
+
+        Raises:
+            NotFound: no such run.
+        """
+        wanted = {"run_id": run_id, "step": step, "item": item, "attempt": number}
+        query = select(attempt).where(
+            attempt.c.child_id.is_(None),
+            *(attempt.c[name] == value for name, value in wanted.items() if value is not None),
+        )
+        key = (attempt.c.seq, attempt.c.step, attempt.c.item, attempt.c.attempt)
+        ended = query.where(~_OPEN_ATTEMPT).order_by(*key).limit(limit)
+        if after is not None:
+            ended = ended.where(tuple_(*key) > tuple_(*(literal(part) for part in after)))
+        begun = query.where(_OPEN_ATTEMPT).order_by(attempt.c.queued_at, *key[1:]).limit(limit)
+        async with self._engine.connect() as plain:
+            connection = await plain.execution_options(isolation_level="REPEATABLE READ")
+            row = (await connection.execute(select(pipeline_run).where(pipeline_run.c.run_id == run_id))).first()
+            if row is None:
+                raise NotFound(f"No pipeline run with id={run_id} exists")
+            over = [] if only_open else [_attempt(one) for one in await connection.execute(ended)]
+            return run_of(row), over, [_attempt(one) for one in await connection.execute(begun)]
 
     async def find_signals(self, executor: str) -> list[Signal]:
         """What people told the open runs of an executor."""

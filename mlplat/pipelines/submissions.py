@@ -161,12 +161,6 @@ class SubmissionStore:
         async with self._engine.connect() as connection:
             return list((await connection.execute(query)).scalars())
 
-    async def is_known(self, idempotency_key: str) -> bool:
-        """Whether there is a run under this key."""
-        query = select(pipeline_run.c.run_id).where(pipeline_run.c.idempotency_key == idempotency_key)
-        async with self._engine.connect() as connection:
-            return (await connection.execute(query)).first() is not None
-
     async def find_cancelled_waiting(self) -> list[tuple[str, str]]:
         """Runs without an executor that somebody has cancelled, and who."""
         query = (

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import closing, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -127,10 +128,33 @@ class Client:
 
         self._with_retries(receive)
 
+    @contextmanager
+    def stream(self, path: str, read_timeout_s: float, /, **query: Any) -> Iterator[Iterator[bytes]]:
+        """The body of a GET as it comes. Silence for ``read_timeout_s`` ends it, as does a broken connection, which
+        is for the caller to take up again.
+
+        Raises:
+            Overloaded: at once, when the platform has as many streams as it takes.
+        """
+        timeout = httpx.Timeout(self._timeout_s, connect=min(self._timeout_s, CONNECT_TIMEOUT_S), read=read_timeout_s)
+        params = {key: value for key, value in query.items() if value is not None}
+
+        def send() -> httpx.Response:
+            response = self._http.send(
+                self._http.build_request("GET", path, params=params, timeout=timeout), stream=True
+            )
+            if not response.is_success:
+                with closing(response):
+                    response.read()
+            return response
+
+        with closing(self._with_retries(send, _RETRIED_STATUS - {429})) as response:
+            yield _until_broken(response)
+
     def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
         return self._with_retries(lambda: self._http.request(method, path, **options))
 
-    def _with_retries(self, send: Any) -> httpx.Response:
+    def _with_retries(self, send: Any, retried: Collection[int] = _RETRIED_STATUS) -> httpx.Response:
         retries = Retrying(
             retry=retry_if_exception(lambda error: isinstance(error, _TryAgain)),
             wait=wait_random_exponential(multiplier=0.1, max=2),
@@ -140,7 +164,7 @@ class Client:
         try:
             for attempt in retries:
                 with attempt:
-                    return self._checked(send)
+                    return self._checked(send, retried)
         except _TryAgain as error:
             cause = error.__cause__
             if isinstance(cause, PlatformError):
@@ -151,7 +175,7 @@ class Client:
         raise AssertionError("tenacity re-raises the last error")
 
     @staticmethod
-    def _checked(send: Any) -> httpx.Response:
+    def _checked(send: Any, retried: Collection[int]) -> httpx.Response:
         try:
             response: httpx.Response = send()
         except httpx.TransportError as error:
@@ -161,7 +185,7 @@ class Client:
         error_ = _error_of(response)
         # HAProxy rewrites "no replica" to a 500 without our JSON: that one is worth another try, ours is not.
         is_ours = response.headers.get("content-type", "").startswith("application/json")
-        if response.status_code in _RETRIED_STATUS or (response.status_code == 500 and not is_ours):
+        if response.status_code in retried or (response.status_code == 500 and not is_ours):
             raise _TryAgain from error_
         raise error_
 
@@ -172,6 +196,13 @@ def _error_of(response: httpx.Response) -> PlatformError:
         return _BY_CODE.get(body["error_code"], PlatformError)(body["message"])
     except (ValueError, KeyError, TypeError):  # not the platform speaks, but something on the way to it
         return Unavailable(f"{response.request.method} {response.request.url}: HTTP {response.status_code}")
+
+
+def _until_broken(response: httpx.Response) -> Iterator[bytes]:
+    try:
+        yield from response.iter_bytes()
+    except httpx.TransportError:
+        return
 
 
 def _chunks(body: Any, size: int = 1024 * 1024) -> Iterator[bytes]:

@@ -5,19 +5,32 @@ from __future__ import annotations
 import getpass
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from urllib.parse import quote
 
-from mlplat.errors import InvalidPipeline, Unavailable
+from mlplat.errors import InvalidPipeline, NotFound, Overloaded, Unavailable
+from mlplat.pipelines.headings import Headings
 from mlplat.pipelines.loader import load_file
 from mlplat.pipelines.spec import PipelineSpec
 from mlplat.sdk.client import Client, client_for, default_url
 from mlplat.sdk.definition import Pipeline
+from mlplat.sdk.live import EventParser, LiveRun, LogPositions, RunEvent
 from mlplat.sdk.shipping import load_module, ship_local_code
 
 OCTETS = "application/octet-stream"
-POLL_S = 0.25
+#: Between two looks at a run that cannot be streamed, and at logs that are followed.
+POLL_S = 1.0
+LOG_POLL_S = 0.5
+#: The platform says something at least every 15 s.
+SILENCE_S = 45.0
+GRACE_S = 5.0
+#: Before a stream that ended early is taken up again; longer when it said nothing.
+RECONNECT_S = 0.2
+MAX_RECONNECT_S = 5.0
 FINAL_STATES = {"SUCCEEDED", "FAILED", "CANCELLED"}
 
 
@@ -31,12 +44,38 @@ class PipelineRunHandle:
     @property
     def url(self) -> str:
         """Where the run can be read."""
-        return f"{self._client.url}/api/v1/pipeline-runs/{self.run_id}"
+        return f"{self._client.url}{self._path}"
+
+    @property
+    def _path(self) -> str:
+        return f"/api/v1/pipeline-runs/{quote(self.run_id, safe='')}"
 
     def status(self) -> dict[str, Any]:
         """The run with its steps, as ``/api/v1/pipeline-runs/{id}`` answers it."""
-        answer: dict[str, Any] = self._client.get(f"/api/v1/pipeline-runs/{self.run_id}")
+        answer: dict[str, Any] = self._client.get(self._path)
         return answer
+
+    def events(
+        self, *, logs: Literal["none", "step", "all"] = "step", timeout_s: float | None = None
+    ) -> Iterator[RunEvent]:
+        """What happens to the run, from its state now to its ``end``; ``LiveRun`` folds it into the run's state.
+
+        A connection that breaks is taken up again where it was, so nothing is missed but logs that were printed faster
+        than anybody reads. Where there is no stream to be had, every state that is seen comes as a ``snapshot``.
+
+        Args:
+            logs: whose new text to tell: nobody's, that of steps, or that of a fan-out's items too.
+            timeout_s: None goes on until the run ends.
+
+        Raises:
+            NotFound: no such run.
+            Unavailable: the run is not over after ``timeout_s``, or the platform stays away.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        try:
+            yield from self._streamed(logs, deadline, timeout_s)
+        except (NotFound, Overloaded):  # an older platform, or too many who watch: a run that is unknown stays unknown
+            yield from self._polled(deadline, timeout_s)
 
     def wait(
         self, timeout_s: float | None = None, on_change: Callable[[dict[str, Any]], None] | None = None
@@ -50,16 +89,12 @@ class PipelineRunHandle:
         Raises:
             Unavailable: the run is not over after ``timeout_s``.
         """
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while True:
-            status = self.status()
-            if on_change is not None:
-                on_change(status)
-            if status["state"] in FINAL_STATES:
-                return status
-            if deadline is not None and time.monotonic() > deadline:
-                raise Unavailable(f"pipeline run {self.run_id} is still {status['state']} after {timeout_s:g} s")
-            time.sleep(POLL_S)
+        live = LiveRun()
+        for event in self.events(logs="none", timeout_s=timeout_s):
+            live.apply(event)
+            if on_change is not None and event.kind != "end":
+                on_change(deepcopy(live.status))
+        return live.status
 
     def output(self, step: str) -> Any:
         """The JSON output of a step (a list for a fan-out); None while there is none or when it is not JSON."""
@@ -67,7 +102,71 @@ class PipelineRunHandle:
 
     def logs(self, step: str | None = None) -> str:
         """What the attempts printed."""
-        return self._client.text(f"/api/v1/pipeline-runs/{self.run_id}/logs", step=step)
+        return "".join(self.log_parts(step))
+
+    def log_parts(self, step: str | None = None, attempt: int | None = None, *, follow: bool = False) -> Iterator[str]:
+        """What the attempts printed, under headings, in parts; with ``follow`` also what they print until the run ends.
+
+        Args:
+            step: only this step's.
+            attempt: only the attempts with this number.
+            follow: goes on until the run ends.
+
+        Raises:
+            NotFound: no such run or step.
+        """
+        cursor, headings = None, Headings()
+        while True:
+            page = self._client.get(f"{self._path}/logs", format="json", step=step, attempt=attempt, after=cursor)
+            for part in page["parts"]:
+                yield headings.add(part["step"], part["item"], part["attempt"], part["state"], part["text"])
+            cursor = page["cursor"]
+            if page["more"]:
+                continue
+            if not (follow and page["running"]):
+                yield headings.close()
+                return
+            time.sleep(LOG_POLL_S)
+
+    def _streamed(self, logs: str, deadline: float | None, timeout_s: float | None) -> Iterator[RunEvent]:
+        cursor, told, pause_s = None, LogPositions(), RECONNECT_S
+        while True:
+            pause_s = min(2 * pause_s, MAX_RECONNECT_S)
+            left = None if deadline is None else max(0.001, deadline - time.monotonic())
+            silence_s = SILENCE_S if left is None else min(SILENCE_S, left + GRACE_S)
+            with self._client.stream(f"{self._path}/events", silence_s, logs=logs, after=cursor, lasts_s=left) as body:
+                parser = EventParser()
+                for event in chain.from_iterable(map(parser.feed, body)):
+                    pause_s = RECONNECT_S
+                    if event is None:
+                        continue
+                    cursor = cursor if event.number is None else event.number
+                    part = told.new_part(event.data) if event.kind == "log" else event.data
+                    if part is not None:
+                        yield RunEvent(event.kind, part, event.number)
+                    if event.kind == "end":
+                        if event.data["state"] is None:
+                            raise Unavailable(f"pipeline run {self.run_id}: {event.data['error']}")
+                        return
+            self._check(deadline, timeout_s)
+            time.sleep(pause_s)
+
+    def _polled(self, deadline: float | None, timeout_s: float | None) -> Iterator[RunEvent]:
+        seq = None
+        while True:
+            status = self.status()
+            if status["seq"] != seq:
+                seq = status["seq"]
+                yield RunEvent("snapshot", {"run": status, "dag": []}, seq)
+            if status["state"] in FINAL_STATES:
+                yield RunEvent("end", {"seq": seq, "state": status["state"], "error": status["error"]}, seq)
+                return
+            self._check(deadline, timeout_s)
+            time.sleep(POLL_S)
+
+    def _check(self, deadline: float | None, timeout_s: float | None) -> None:
+        if deadline is not None and time.monotonic() >= deadline:
+            raise Unavailable(f"pipeline run {self.run_id} is not over after {timeout_s:g} s")
 
 
 def load_pipeline(source: str | Path | Pipeline | PipelineSpec, client: Client) -> PipelineSpec:

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.benchmarks import artifacts, curves, pipelines, platform_, registry, sdk, search, tracking
+from tests.benchmarks import artifacts, curves, live, pipelines, platform_, registry, sdk, search, tracking
 from tests.benchmarks.result import Result, save, show
 from tests.platform import ROOT, Platform
 
@@ -22,6 +22,7 @@ WARM: dict[str, Area] = {
     "artifacts": artifacts.run,
     "search": search.run,
     "curves": curves.run,
+    "live": live.run,
 }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from mlplat.pipelines.expressions import OutputRef
-from mlplat.pipelines.model import WHOLE_STEP, Attempt, AttemptState, PipelineRun, RunSnapshot, State, StepRun
+from mlplat.pipelines.model import WHOLE_STEP, Attempt, AttemptState, PipelineRun, RunSnapshot, Signal, State, StepRun
 from mlplat.pipelines.stored import open_for_expressions
 
 
@@ -94,15 +94,17 @@ def status_of(snapshot: RunSnapshot) -> RunStatus:
     names = [*snapshot.spec["steps"], *snapshot.spec.get("finally", {})]
     return RunStatus(
         **_summary(snapshot.run),
-        output=_json_output(snapshot.run.output),
+        output=json_output(snapshot.run.output),
         steps={name: step_status(rows, rows[name, WHOLE_STEP]) for name in names},
         attempts=[attempt_status(entry) for entry in snapshot.attempts],
-        signals=[
-            SignalStatus(
-                kind=entry.kind, step=entry.step, by=entry.by, comment=entry.comment, created_at=entry.created_at
-            )
-            for entry in snapshot.signals
-        ],
+        signals=[signal_status(entry) for entry in snapshot.signals],
+    )
+
+
+def signal_status(entry: Signal) -> SignalStatus:
+    """Something a person told the run."""
+    return SignalStatus(
+        kind=entry.kind, step=entry.step, by=entry.by, comment=entry.comment, created_at=entry.created_at
     )
 
 
@@ -118,7 +120,7 @@ def attempt_status(entry: Attempt) -> AttemptStatus:
 def step_status(rows: dict[tuple[str, int], StepRun], row: StepRun) -> StepStatus:
     """A step with the items that it has in ``rows``."""
     items: list[StepStatus] | None = None
-    output: Any = _json_output(row.output)
+    output: Any = json_output(row.output)
     if row.items is not None and row.item == WHOLE_STEP:
         items = [step_status(rows, rows[row.step, index]) for index in range(row.items)]
         output = [item.output for item in items] if row.state is State.SUCCEEDED else None
@@ -138,6 +140,7 @@ def _summary(run: PipelineRun) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _json_output(stored: dict[str, Any] | None) -> Any:
+def json_output(stored: dict[str, Any] | None) -> Any:
+    """A stored output, or None when it is not JSON."""
     value = open_for_expressions(stored)
     return None if isinstance(value, OutputRef) else value

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import suppress
 from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, Field
 
-from mlplat.errors import InvalidInput, NotFound, Unavailable
-from mlplat.execution.capture import read_log
+from mlplat.errors import InvalidInput, Unavailable
 from mlplat.http.bodies import read_body
 from mlplat.http.routes.pipeline_status import RunStatus, RunSummary, status_of, summary_of
 from mlplat.http.services import Services
 from mlplat.pipelines.loader import MAX_BYTES
-from mlplat.pipelines.model import WHOLE_STEP, RunSnapshot, State, Submission
+from mlplat.pipelines.model import State, Submission
 
 MAX_OFFSET = 1_000_000_000
 #: A definition, its parameters and what else a submission says.
@@ -96,7 +93,7 @@ def router(services: Services) -> APIRouter:
     @api.get("/{run_id}/definition")
     async def definition(run_id: str) -> dict[str, Any]:
         """The definition that the run was made from."""
-        return (await services.pipelines.get_snapshot(run_id)).spec
+        return await services.pipelines.get_definition(run_id)
 
     @api.post("/{run_id}/cancel")
     async def cancel(run_id: str, told: Told) -> RunSummary:
@@ -115,14 +112,6 @@ def router(services: Services) -> APIRouter:
     async def reject(run_id: str, step: str, told: Told) -> RunSummary:
         """Fails the step that waits for a decision."""
         return await _decide(services, run_id, step, told, approve=False)
-
-    @api.get("/{run_id}/logs", response_class=PlainTextResponse)
-    async def logs(run_id: str, step: str | None = None) -> PlainTextResponse:
-        """What the attempts printed so far, each under a heading."""
-        snapshot = await services.pipelines.get_snapshot(run_id)
-        if step is not None and step not in {row.step for row in snapshot.step_runs}:
-            raise NotFound(f"pipeline run {run_id} has no step {step!r}")
-        return PlainTextResponse(await asyncio.to_thread(_collect_logs, services, snapshot, step))
 
     return api
 
@@ -143,16 +132,3 @@ async def _decide(services: Services, run_id: str, step: str, told: Told, *, app
     with suppress(Unavailable):  # durable already: the executor looks by itself
         await services.scheduler.poke(run_id)
     return summary_of(run)
-
-
-def _collect_logs(services: Services, snapshot: RunSnapshot, step: str | None) -> str:
-    parts: list[str] = []
-    for attempt in snapshot.attempts:
-        if step is not None and attempt.step != step:
-            continue
-        item = "" if attempt.item == WHOLE_STEP else f"[{attempt.item}]"
-        parts.append(f"── {attempt.step}{item} · attempt {attempt.attempt} · {attempt.state}\n")
-        body = read_log(services.artifacts, snapshot.run.run_id, attempt.step, attempt.item, attempt.attempt)
-        text = body.decode(errors="replace")
-        parts.append(text if not text or text.endswith("\n") else f"{text}\n")
-    return "".join(parts)

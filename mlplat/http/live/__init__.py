@@ -1,0 +1,1 @@
+"""Pipeline runs as they happen, for everybody who watches them."""
