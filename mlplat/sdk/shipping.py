@@ -63,6 +63,7 @@ def load_module(file: Path) -> ModuleType:
     Raises:
         InvalidPipeline: it cannot be imported.
     """
+    file = file.resolve()
     name = f"mlplat_user_{file.stem}"  # never the name of a module that others import
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:

@@ -24,7 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from mlplat import __version__
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.db.lease import LeaseKeeper
-from mlplat.execution.functions import try_imports
+from mlplat.steps.functions import try_imports
 from mlplat.http.app import create_app
 from mlplat.http.services import Services
 from mlplat.metrics.queries import Statement
