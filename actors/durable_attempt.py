@@ -64,6 +64,28 @@ def tell_executor(executor: str, notice: Notice) -> None:
         return
 
 
+class DurableActors:
+    """The actors of durable attempts, for ``LeftoverReaper``."""
+
+    async def labels(self) -> list[str]:
+        """The attempts that have one."""
+        named = await asyncio.to_thread(ray.util.list_named_actors, all_namespaces=True)
+        found = [entry["name"] for entry in named if entry["namespace"] == NAMESPACE]
+        return [name.removeprefix(NAME_PREFIX) for name in found if name.startswith(NAME_PREFIX)]
+
+    def kill(self, label: str) -> None:
+        """Ends one."""
+        kill_durable(label)
+
+
+def kill_durable(label: str) -> None:
+    """Ends the attempt's actor, if there is one."""
+    try:
+        ray.kill(get_durable(label))
+    except Unavailable:
+        return
+
+
 def get_durable(label: str) -> Any:
     """The attempt's actor.
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from actors.handles import SchedulerClient
-from actors.lifecycle import Health
+from actors.lifecycle import Health, spare_garbage_collection
 from actors.world import RayWorld
 from mlplat.db.engine import CONNECTION_ERRORS, open_engine
 from mlplat.errors import Fenced, PlatformError, Unavailable
@@ -57,6 +57,7 @@ class RunExecutor:
         self._telling: asyncio.Task[None] | None = None
         self._poked = asyncio.Event()
         self._listener = asyncio.get_running_loop().create_task(self._listen())
+        spare_garbage_collection()
 
     async def assign(self, assignments: Sequence[Assignment]) -> None:
         """Takes runs over. A newer epoch replaces an older one; a repeat changes nothing."""

@@ -10,11 +10,13 @@ from collections.abc import Mapping, Sequence
 import ray
 from ray.exceptions import RayError
 
+from actors.durable_attempt import DurableActors
 from actors.handles import ExecutorClient
-from actors.lifecycle import WORKLOAD_ENV, Health, Started, actor_id
+from actors.lifecycle import WORKLOAD_ENV, Health, Started, actor_id, spare_garbage_collection
 from mlplat.db.engine import open_engine
 from mlplat.db.lease import LeaseKeeper
 from mlplat.errors import PlatformError, Unavailable
+from mlplat.pipelines.leftovers import LeftoverReaper
 from mlplat.pipelines.model import Submission
 from mlplat.pipelines.scheduling import SchedulerService
 from mlplat.settings import PlatformConfig
@@ -36,7 +38,9 @@ class PipelineScheduler:
         clients = [ExecutorClient(executor) for executor in executors]
         self._service = SchedulerService(engine, lease, clients, self, max_active_runs=config.max_active_runs)
         self._reaper = Reaper(HeartbeatStore(engine), lease, config.heartbeat_timeout_s)
+        self._leftovers = LeftoverReaper(engine, DurableActors())
         self._started = Started(self._start, lease)
+        spare_garbage_collection()
 
     async def submit(self, submission: Submission) -> str:
         """Validates and stores a run; returns its id."""
@@ -73,11 +77,13 @@ class PipelineScheduler:
         await self._started.wait()
         self._started.release()
         self._reaper.stop()
+        self._leftovers.stop()
         await self._service.stop()
 
     async def _start(self) -> None:
         await self._service.start()
         self._reaper.start()
+        self._leftovers.start()
 
     def is_known(self, names: Sequence[str]) -> bool:
         """Whether all of these could be imported a short while ago."""

@@ -22,7 +22,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from actors.durable_attempt import NAME_PREFIX, DurableAttempt, get_durable, tell_executor
+from actors.durable_attempt import NAME_PREFIX, DurableAttempt, get_durable, kill_durable, tell_executor
 from actors.lifecycle import WORKLOAD_ENV
 from mlplat.db.engine import CONNECTION_ERRORS
 from mlplat.errors import Unavailable
@@ -309,14 +309,6 @@ class RayWorld:
                         self.child_ended(run)
             except CONNECTION_ERRORS as error:
                 _log.warning("children: %s", error)
-
-
-def kill_durable(label: str) -> None:
-    """Ends the attempt's actor, if there is one."""
-    try:
-        ray.kill(get_durable(label))
-    except Unavailable:
-        return
 
 
 def _options(reservation: Reservation) -> dict[str, Any]:

@@ -42,9 +42,15 @@ class FanOut:
             max_parallel,
         )
 
-    def take_startable(self) -> Iterator[int]:
-        """Items that start now; they count as active."""
-        while self.pending and (self.max_parallel is None or self.active < self.max_parallel):
+    @property
+    def may_start(self) -> bool:
+        """Whether an item waits that may be active."""
+        return bool(self.pending) and (self.max_parallel is None or self.active < self.max_parallel)
+
+    def take_startable(self, limit: int) -> Iterator[int]:
+        """Up to ``limit`` items that start now; they count as active."""
+        while limit > 0 and self.may_start:
+            limit -= 1
             self.active += 1
             yield self.pending.popleft()
 

@@ -32,14 +32,16 @@ from mlplat.pipelines.model import (
     State,
     StepRun,
 )
-from mlplat.pipelines.outputs import stored_form
 from mlplat.pipelines.requests import attempt_request, child_request
 from mlplat.pipelines.retry import backoff_s, is_worth_retrying
 from mlplat.pipelines.scope import Scopes
 from mlplat.pipelines.spec import PipelineSpec, Step
+from mlplat.pipelines.stored import stored_form
 
 #: An attempt lost with its process is free, but not for ever.
 MAX_LOST = 50
+#: Attempts that one round starts: what there is beyond them comes in the next, so that no round takes long.
+MAX_STARTS = 500
 
 
 @dataclass
@@ -183,14 +185,17 @@ class RunMachine:
         while self._retries and self._retries[0][0] <= now:
             _due, node = heapq.heappop(self._retries)
             self._retry_due(node)
-        while self._look:
+        while self._look and len(actions.start) < MAX_STARTS:
             self._examine(self._look.popleft(), now, actions)
+        if self._look:
+            actions.wake_at = now
         for node in self._to_stop:
             actions.stop.append(node)
         self._to_stop.clear()
         if self._open_main == 0 and self._open_finally == 0:
             self._finish(now)
-        actions.wake_at = min((at for at in (deadline, self._next_retry()) if at is not None), default=None)
+        due = [at for at in (actions.wake_at, deadline, self._next_retry()) if at is not None]
+        actions.wake_at = min(due, default=None)
         return actions
 
     def take_changes(self) -> Changes | None:
@@ -270,7 +275,13 @@ class RunMachine:
             elif _waits(row) and row.retry_at:
                 self._retries.append((row.retry_at, row.node))
         heapq.heapify(self._retries)
-        self._look = deque(name for name in self.steps if not self.nodes[name, WHOLE_STEP].state.is_final)
+        self._look = deque(name for name in self.steps if self._may_move(name))
+
+    def _may_move(self, name: str) -> bool:
+        row = self.nodes[name, WHOLE_STEP]
+        if row.state.is_final:
+            return False
+        return not self._unmet[name] or name in self._blocker or row.items is not None or self._is_stopping(name)
 
     def _count(self, name: str, by: int) -> None:
         if name in self.spec.steps:
@@ -410,8 +421,10 @@ class RunMachine:
             for item in fan.take_waiting(self.nodes, row.step):
                 self._settle(item, state, reason, now)
         else:
-            for index in fan.take_startable():
+            for index in fan.take_startable(MAX_STARTS - len(actions.start)):
                 self._start(self.nodes[row.step, index], now, actions)
+            if fan.may_start:  # the rest, in the next round
+                self._look.append(row.step)
         if fan.open == 0:
             if fan.failed is not None:
                 first = self.nodes[row.step, fan.failed]

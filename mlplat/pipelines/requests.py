@@ -10,8 +10,8 @@ import msgspec
 
 from mlplat.errors import InvalidInput
 from mlplat.pipelines.model import Attempt, AttemptRequest, ChildRequest, PipelineRun, Reservation, StepRun
-from mlplat.pipelines.outputs import canonical_form
 from mlplat.pipelines.spec import Env, PipelineSpec, Step
+from mlplat.pipelines.stored import canonical_form
 
 CHILD_ID_BYTES = 6
 

@@ -8,8 +8,8 @@ from typing import Any
 from mlplat.errors import InvalidInput
 from mlplat.pipelines.expressions import render, render_command
 from mlplat.pipelines.model import WHOLE_STEP, Node, PipelineRun, State, StepRun
-from mlplat.pipelines.outputs import open_for_expressions
 from mlplat.pipelines.spec import PipelineSpec, Step
+from mlplat.pipelines.stored import open_for_expressions
 
 MAX_ITEMS = 10_000
 

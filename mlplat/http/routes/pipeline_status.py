@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from mlplat.pipelines.expressions import OutputRef
 from mlplat.pipelines.model import WHOLE_STEP, Attempt, AttemptState, PipelineRun, RunSnapshot, State, StepRun
-from mlplat.pipelines.outputs import open_for_expressions
+from mlplat.pipelines.stored import open_for_expressions
 
 
 class RunSummary(BaseModel):
