@@ -8,7 +8,6 @@ from functools import cache
 from typing import Any
 
 from mlplat.artifacts.store import ArtifactStore
-from mlplat.errors import PlatformError
 from mlplat.execution.attendant import Attended, Tell, attendant
 from mlplat.execution.capture import captured_output, log_folder
 from mlplat.pipelines.model import WHOLE_STEP, AttemptOutcome, AttemptRequest, AttemptState
@@ -17,7 +16,7 @@ from mlplat.sdk.checkpoints import Checkpoints
 from mlplat.sdk.context import StepContext, enter_step
 from mlplat.settings import PlatformConfig
 from mlplat.steps.calls import call_step
-from mlplat.steps.failures import error_types, summary, user_line, user_traceback
+from mlplat.steps.failures import error_types, is_refusal, summary, user_traceback
 from mlplat.steps.working_dir import inside_working_dir
 
 MAX_ERROR_CHARACTERS = 16_000
@@ -55,7 +54,7 @@ def run_attempt(request: AttemptRequest, config: PlatformConfig, tell: Tell) -> 
 
 def describe(problem: BaseException, text: str) -> str:
     """What the attempt says of its failure. Its traceback ``text`` is left out when no line of the user's is in it."""
-    if isinstance(problem, PlatformError) and user_line(problem) is None:
+    if is_refusal(problem):
         return str(problem)
     return f"{summary(problem)}\n\n{text[-MAX_ERROR_CHARACTERS:]}"
 

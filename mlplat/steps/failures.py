@@ -8,6 +8,9 @@ import sys
 import traceback
 from functools import cache
 from pathlib import Path
+from types import TracebackType
+
+from mlplat.errors import PlatformError
 
 #: Packages between the user's frames that say nothing to the user.
 _FRAMEWORKS = ("mlplat", "ray", "cloudpickle", "importlib", "runpy")
@@ -32,6 +35,19 @@ def user_line(error: BaseException) -> tuple[str, int] | None:
         return error.filename, error.lineno
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_framework(frame.filename)]
     return (frames[-1].filename, frames[-1].lineno or 0) if frames else None
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether the platform itself refused something, without a line of the user's code under way."""
+    return isinstance(error, PlatformError) and user_line(error) is None
+
+
+def from_users_frame(error: BaseException) -> TracebackType | None:
+    """The error's traceback from the user's first frame on; all of it when there is none."""
+    found = error.__traceback__
+    while found is not None and _is_framework(found.tb_frame.f_code.co_filename):
+        found = found.tb_next
+    return found or error.__traceback__
 
 
 def summary(error: BaseException) -> str:

@@ -217,7 +217,7 @@ def test_a_default_of_the_wrong_type_is_refused() -> None:
     def wrong(a: int = "x") -> None:  # type: ignore[assignment]
         load(a)
 
-    with pytest.raises(InvalidPipeline, match=r"wrong: parameters\.a: the default 'x' does not fit"):
+    with pytest.raises(InvalidPipeline, match=r"test_definition\.py:\d+: parameters\.a: the default 'x' does not fit"):
         build(wrong)
 
 
@@ -226,7 +226,7 @@ def test_an_argument_that_is_not_json_is_refused_with_its_path() -> None:
     def bad() -> None:
         report(object())
 
-    with pytest.raises(InvalidPipeline, match=r"bad: steps\.report\.with\.scores: "):
+    with pytest.raises(InvalidPipeline, match=r"test_definition\.py:\d+: steps\.report\.with\.scores: "):
         build(bad)
 
 
@@ -244,7 +244,7 @@ def test_a_pipeline_without_steps_is_refused() -> None:
     def empty() -> None:
         pass
 
-    with pytest.raises(InvalidPipeline, match="empty: steps: "):
+    with pytest.raises(InvalidPipeline, match=r"test_definition\.py:\d+: steps: "):
         build(empty)
 
 
