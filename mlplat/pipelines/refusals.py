@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, JsonValue, ValidationError
 from pydantic_core import ErrorDetails
@@ -57,7 +57,7 @@ def _inside(form: Any, part: str | int) -> Iterator[Any]:
     if _is_model(form):
         for name, field in form.model_fields.items():
             if part in (name, field.alias):
-                yield from _forms(field.annotation)
+                yield from _forms(get_type_hints(form, include_extras=True)[name])
     elif get_origin(form) is dict:
         yield from _forms(get_args(form)[1])
     elif get_origin(form) is list:

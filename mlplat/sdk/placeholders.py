@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import jmespath
 
@@ -69,7 +69,7 @@ class Placeholder:
     def __hash__(self) -> int:
         return hash(self.expression)
 
-    def __iter__(self) -> NoReturn:
+    def __iter__(self) -> Iterator[Any]:
         raise InvalidPipeline(
             f"{self.expression} has no value while the pipeline is defined, so it cannot be looped over; "
             "use step.map(...) to run a step once per element"
@@ -108,19 +108,25 @@ ITEM = Placeholder("item")
 
 @dataclass(frozen=True)
 class _ThisRun:
-    id: Placeholder = Placeholder("run.id")
-    pipeline: Placeholder = Placeholder("run.pipeline")
+    """Placeholders, which steps take as texts."""
+
+    id: str = cast("str", Placeholder("run.id"))
+    pipeline: str = cast("str", Placeholder("run.pipeline"))
     #: How the steps ended; finally steps only.
-    state: Placeholder = Placeholder("run.state")
+    state: str = cast("str", Placeholder("run.state"))
 
 
 #: The run that the pipeline will have: its ``id``, ``pipeline`` and, in finally steps, ``state``.
 this_run = _ThisRun()
 
 
-def expression(text: str) -> Placeholder:
-    """A JMESPath expression over ``params``, ``steps.<name>.output``, ``run`` and ``item``, such as
+def expression(text: str) -> Any:
+    """A placeholder of a JMESPath expression over ``params``, ``steps.<name>.output``, ``run`` and ``item``, such as
     ``length(steps.load.output)``, with or without ``${{ }}`` around it."""
+    return _of_text(text)
+
+
+def _of_text(text: str) -> Placeholder:
     whole = _ONE_EXPRESSION.fullmatch(text)
     return Placeholder((whole[1] if whole else text).strip())
 
@@ -129,7 +135,7 @@ def as_condition(value: object) -> Placeholder:
     """What ``when`` takes: a placeholder, the text of an expression, or a value whose truth is known already."""
     if isinstance(value, Placeholder):
         return value
-    return expression(value) if isinstance(value, str) else Placeholder(_literal(bool(value)))
+    return _of_text(value) if isinstance(value, str) else Placeholder(_literal(bool(value)))
 
 
 def as_template(value: Any) -> Any:

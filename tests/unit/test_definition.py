@@ -126,7 +126,7 @@ def test_code_of_this_file_travels_by_value_and_installed_code_by_name() -> None
 
     blobs = Blobs()
     spec = both.build(blobs.store)
-    kind, digest, name = spec.steps["load"].uses.split(":")
+    kind, digest, name = (spec.steps["load"].uses or "").split(":")
     assert (kind, name) == ("pickle", f"{__name__}.load")
     assert cloudpickle.loads(blobs[digest])(5) == [5, 6]
     assert spec.steps["dumps"].uses == "cloudpickle.cloudpickle:dumps"
