@@ -39,6 +39,7 @@ from mlplat.pipelines.model import (
     State,
 )
 from mlplat.pipelines.store import PipelineStore
+from mlplat.pipelines.turns import Turns
 from mlplat.runtime import NAMESPACE
 from mlplat.settings import PlatformConfig
 from mlplat.steps.functions import ImportReport, try_imports
@@ -48,6 +49,10 @@ from mlplat.tracking.runs import RunStore
 GRACE_S = 10.0
 PING_TIMEOUT_S = 10.0
 CHILD_POLL_S = 0.5
+#: Attempts that are with the cluster at once: enough that a CPU which gets free has the next one at hand.
+TURNS_PER_CPU = 2
+MIN_TURNS = 8
+COUNT_EVERY_S = 5.0
 CODE_TIMEOUT_S = 60.0
 CODE_BELIEVED_S = 60.0
 MAX_CODE = 10_000
@@ -85,6 +90,8 @@ class RayWorld:
         self._light: Any = ray.remote(run_light_attempt)
         # Ray keeps a worker for as long as it owns objects, which after a sweep is for ever.
         self._fresh: Any = ray.remote(max_calls=1)(run_light_attempt)
+        self._turns = Turns(MIN_TURNS)
+        self._counter = asyncio.get_running_loop().create_task(self._count_cpus())
         self._remotes: dict[tuple[object, ...], Any] = {}
         self._refs: dict[str, Any] = {}
         #: Why an attempt is being stopped, by label.
@@ -103,10 +110,17 @@ class RayWorld:
         if request.timeout_s is not None:
             self._timeouts[request.label] = request.timeout_s
         try:
+            if _waits_for_cpus(request):
+                await self._turns.take(request.label, request.priority, request.submitted_by)
             if request.durable:
                 return await self._run_durable(request)
             return await self._run_light(request)
+        except asyncio.CancelledError:
+            if request.label in self._stopping:  # while it waited for its turn
+                return self._explain(request.label, AttemptOutcome(AttemptState.CANCELLED))
+            raise
         finally:
+            self._turns.give_back(request.label)
             self._forget(request.label)
 
     async def stop(self, request: Request) -> None:
@@ -185,6 +199,16 @@ class RayWorld:
         if waiting is not None and not waiting.done():
             waiting.set_result(run)
 
+    async def _count_cpus(self) -> None:
+        """Keeps the number of attempts that are with the cluster in step with its size."""
+        while True:
+            try:
+                resources = await asyncio.to_thread(ray.cluster_resources)
+                self._turns.set_capacity(MIN_TURNS + TURNS_PER_CPU * int(resources.get("CPU", 0)))
+            except RayError as error:
+                _log.warning("the cluster's size is not known: %s", error)
+            await asyncio.sleep(COUNT_EVERY_S)
+
     # -- light attempts --------------------------------------------------------------------------
 
     async def _run_light(self, request: AttemptRequest) -> AttemptOutcome:
@@ -235,6 +259,8 @@ class RayWorld:
     def _stop(self, label: str, durable: bool, reason: str) -> None:
         if label not in self._stopping:
             self._stopping[label] = reason
+            if self._turns.give_up(label):
+                return
             task = asyncio.get_running_loop().create_task(self._ask_then_force(label, durable))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -309,6 +335,12 @@ class RayWorld:
                         self.child_ended(run)
             except CONNECTION_ERRORS as error:
                 _log.warning("children: %s", error)
+
+
+def _waits_for_cpus(request: AttemptRequest) -> bool:
+    """Attempts that reserve something else than CPUs may wait long for it, and must not hold up the others."""
+    reservation = request.reservation
+    return reservation.cpus > 0 and not reservation.gpus and not reservation.custom and not reservation.accelerator
 
 
 def _options(reservation: Reservation) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator
 
+import numpy as np
 import pyarrow as pa
 
 from mlplat.http.mlflow.endpoint import wire_double
@@ -29,5 +30,8 @@ async def in_pieces(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 def wire_doubles(values: pa.Array | pa.ChunkedArray) -> list[float | str]:
     """Doubles as the API writes them: what JSON has no number for is "NaN", "Infinity" or "-Infinity"."""
     # Not with Arrow's own functions: some of them never return for a column without chunks.
-    numbers = values.to_numpy(zero_copy_only=False).tolist()
-    return [number if math.isfinite(number) else wire_double(number) for number in numbers]
+    numbers = values.to_numpy(zero_copy_only=False)
+    if np.isfinite(numbers).all():
+        plain: list[float | str] = numbers.tolist()
+        return plain
+    return [number if math.isfinite(number) else wire_double(number) for number in numbers.tolist()]

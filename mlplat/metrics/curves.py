@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from mlplat.errors import InvalidInput
 from mlplat.metrics import queries
-from mlplat.metrics.downsample import Axis, Buckets, Selection, bucketed, overview
+from mlplat.metrics.downsample import Axis, Buckets, Ends, Selection, bucketed, overview, whole
 from mlplat.metrics.queries import Statement
 
 #: Series of one request, and buckets of all its series together; each bucket gives up to four points.
 MAX_SERIES = 1_000
 MAX_BUCKETS = 500_000
+#: Exact repeats of a point stay until they are merged. A series with more than so many rows for each point that it may
+#: have counts as long, however few of them differ.
+MAX_STORED = 4
 
+#: Run and key.
+Name = tuple[str, str]
 Query = Callable[[Statement], Awaitable[pa.Table]]
 
 
@@ -66,7 +70,7 @@ class Curves:
 
 
 async def read_curves(query: Query, request: CurveRequest) -> Curves:
-    """The curves that have points in the range; three statements, however many there are.
+    """The curves that have points in the range; three or four statements, however many there are.
 
     Raises:
         InvalidInput: the range is empty, or the answer would be too large.
@@ -75,26 +79,37 @@ async def read_curves(query: Query, request: CurveRequest) -> Curves:
     if request.start is not None and request.end is not None and request.start > request.end:
         raise InvalidInput(f"start ({request.start}) lies behind end ({request.end})")
     selection = await _select(query, request)
-    if not selection.keys:
+    found = (await query(overview(selection))).to_pylist() if selection.keys else []
+    if not found:
         return Curves(request.axis, None, [])
-    found = await query(overview(selection, request.buckets))
-    origins = dict(zip(selection.run_ids, selection.origins, strict=True))
-    is_dense = found["dense"].cast(pa.bool_())
-    curves = _curves(selection, origins, found.filter(pc.invert(is_dense)), exact=True)
-    dense = found.filter(is_dense)
-    if not dense.num_rows:
-        return Curves(request.axis, None, list(curves.values()))
-    lowest, highest = pc.min(found["lowest"]).as_py(), pc.max(found["highest"]).as_py()
-    buckets = Buckets.over(lowest, highest, request.buckets)
-    # Points that arrive meanwhile may lie outside of the edges: they belong to the next answer.
-    within = replace(_narrow(selection, dense["series"].to_pylist()), start=lowest, end=highest)
-    coarse = await query(bucketed(within, buckets))
-    wanted = {selection.series(number) for number in dense["series"].to_pylist()}
-    curves |= {name: curve for name, curve in _curves(within, origins, coarse, exact=False).items() if name in wanted}
+    lowest, highest = min(row["lowest"] for row in found), max(row["highest"] for row in found)
+    # Points that arrive meanwhile may lie outside of these: they belong to the next answer.
+    selection = replace(selection, start=lowest, end=highest)
+    long = {(row["run_id"], row["key"]) for row in found if row["points"] > MAX_STORED * request.buckets}
+    curves: dict[Name, Curve] = {}
+    if short := {(row["run_id"], row["key"]) for row in found} - long:
+        narrow = _narrow(selection, short)
+        points = await query(whole(narrow, request.buckets))
+        dense = points.filter(points["dense"].cast(pa.bool_()))
+        long |= {narrow.series(number) for number in dense["series"].to_pylist()} & short
+        curves |= _curves(narrow, points, short - long, exact=True)
+    buckets = None
+    if long:
+        buckets = Buckets.over(lowest, highest, request.buckets)
+        narrow = _narrow(selection, long)
+        curves |= _curves(narrow, await query(bucketed(narrow, buckets, _ends(found))), long, exact=False)
     order = {run_id: place for place, run_id in enumerate(selection.run_ids)}
     return Curves(
         request.axis, buckets, [curves[name] for name in sorted(curves, key=lambda name: (order[name[0]], name[1]))]
     )
+
+
+def _ends(found: Sequence[dict[str, int]]) -> Ends:
+    main, other = (
+        (min(row[f"{name}_low"] for row in found), max(row[f"{name}_high"] for row in found))
+        for name in ("main", "other")
+    )
+    return Ends(main, other)
 
 
 async def _select(query: Query, request: CurveRequest) -> Selection:
@@ -116,9 +131,8 @@ async def _select(query: Query, request: CurveRequest) -> Selection:
     )
 
 
-def _narrow(selection: Selection, numbers: Sequence[int]) -> Selection:
+def _narrow(selection: Selection, names: Collection[Name]) -> Selection:
     """The smallest selection of runs and keys that holds these series."""
-    names = [selection.series(number) for number in numbers]
     runs, keys = {run_id for run_id, _key in names}, {key for _run_id, key in names}
     kept = [place for place, run_id in enumerate(selection.run_ids) if run_id in runs]
     return replace(
@@ -129,13 +143,13 @@ def _narrow(selection: Selection, numbers: Sequence[int]) -> Selection:
     )
 
 
-def _curves(
-    selection: Selection, origins: dict[str, int], table: pa.Table, *, exact: bool
-) -> dict[tuple[str, str], Curve]:
-    columns = {name: table[name].combine_chunks() for name in ("steps", "timestamps", "values")}
+def _curves(selection: Selection, table: pa.Table, wanted: Collection[Name], *, exact: bool) -> dict[Name, Curve]:
+    """Those of the rows that are wanted."""
+    columns = [table[name].combine_chunks() for name in ("steps", "timestamps", "values")]
+    origins = dict(zip(selection.run_ids, selection.origins, strict=True))
     curves = {}
     for row, number in enumerate(table["series"].to_pylist()):
-        run_id, key = selection.series(number)
-        parts = (columns[name][row].values for name in ("steps", "timestamps", "values"))
-        curves[run_id, key] = Curve(run_id, key, origins[run_id], exact, *parts)
+        run_id, key = name = selection.series(number)
+        if name in wanted:
+            curves[name] = Curve(run_id, key, origins[run_id], exact, *(column[row].values for column in columns))
     return curves

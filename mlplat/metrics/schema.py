@@ -25,8 +25,8 @@ _POINTS = """
     ) ENGINE = ReplacingMergeTree
     ORDER BY (run_id, key, step, timestamp, value)
 """
-# Every aggregate is idempotent: a replayed point changes nothing. They are plain columns, not states, so that FINAL
-# reads them without a GROUP BY, which takes ten times as long. `metrics.summary` makes the rows.
+# Every aggregate is idempotent: a replayed point changes nothing. They are plain columns, not states, so that a
+# GROUP BY puts rows together that were not merged yet at the price of numbers. `metrics.summary` makes the rows.
 _LATEST = f"""
     CREATE TABLE metric_latest (
         experiment_id Int64,

@@ -42,8 +42,12 @@ SETTINGS = {
 }
 UNKNOWN_DATABASE = 81
 #: chDB shares its process with the shard. By default a query takes one thread per free GiB, which below that cap would
-#: always be a single one.
-CHDB_SETTINGS = {"max_threads_min_free_memory_per_thread": 0}
+#: always be a single one. Two-level tables are for many threads that merge them.
+CHDB_SETTINGS = {
+    "max_threads_min_free_memory_per_thread": 0,
+    "group_by_two_level_threshold": 0,
+    "group_by_two_level_threshold_bytes": 0,
+}
 
 
 class MetricStore:
@@ -104,7 +108,9 @@ class MetricStore:
         Raises:
             Unavailable: the store refused or is out of reach.
         """
-        table = self._call("query_arrow", statement.sql, parameters=statement.parameters)
+        # Not as a setting of the call: chDB would be told of it by statements of their own.
+        limit = " SETTINGS max_threads = 1" if statement.on_one_thread and self.is_embedded else ""
+        table = self._call("query_arrow", statement.sql + limit, parameters=statement.parameters)
         assert isinstance(table, pa.Table)
         return table
 

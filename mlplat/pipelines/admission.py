@@ -28,7 +28,7 @@ class AdmissionQueue:
     """
 
     def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
+        self.capacity = capacity
         self._active: dict[str, Candidate] = {}
         self._by_submitter: Counter[str] = Counter()
         self._by_key: Counter[str] = Counter()
@@ -85,7 +85,7 @@ class AdmissionQueue:
 
     def take_next(self) -> Candidate | None:
         """The run whose turn it is, now under way; None when nothing fits or nothing waits."""
-        if len(self._active) >= self._capacity:
+        if len(self._active) >= self.capacity:
             return None
         for priority in sorted(self._waiting, reverse=True):
             by_submitter = self._waiting[priority]

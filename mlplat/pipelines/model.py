@@ -95,6 +95,7 @@ class AttemptRequest:
     keep_checkpoints: int = 3
     checkpoints: tuple[str, ...] = ()
     submitted_by: str = ""
+    priority: int = 0
 
     @property
     def node(self) -> Node:

@@ -46,6 +46,7 @@ def attempt_request(
             checkpoint_folder(run_id, row.step, row.item) for run_id in (run.run_id, run.resumed_from) if run_id
         ),
         submitted_by=run.submitted_by,
+        priority=run.priority,
     )
 
 

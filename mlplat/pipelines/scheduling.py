@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -29,6 +30,8 @@ from mlplat.pipelines.store import PipelineStore
 from mlplat.pipelines.submissions import NewRun, SubmissionStore
 
 RECONCILE_S = 1.0
+#: An executor that has not answered for so long loses its runs to another one.
+SILENCE_S = 5.0
 RUN_ID_BYTES = 6
 _log = logging.getLogger(__name__)
 
@@ -91,6 +94,7 @@ class SchedulerService:
         self._specs = SpecCache()
         self._queue = AdmissionQueue(max_active_runs)
         self._placed: dict[str, str] = {}
+        self._silent_since: dict[str, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -231,7 +235,8 @@ class SchedulerService:
         return self._placed.get(candidate.run_id)
 
     def _choose_executor(self, run_id: str) -> str:
-        loads = dict.fromkeys(self._executors, 0)
+        answering = self._executors.keys() - self._silent_since.keys()
+        loads = dict.fromkeys(sorted(answering or self._executors), 0)
         for name in self._placed.values():
             if name in loads:
                 loads[name] += 1
@@ -317,13 +322,7 @@ class SchedulerService:
         for run_id, by in await self._submissions.find_cancelled_waiting():
             await self.cancel(run_id, by)
         await self._admit()
-        owned: dict[str, Mapping[str, int]] = {}
-        if open_runs:
-            for name, executor in self._executors.items():
-                try:
-                    owned[name] = await executor.owned()
-                except Unavailable:
-                    continue  # Ray restarts it; its runs are placed when it answers again
+        owned = await self._ask_executors() if open_runs else {}
         lost = [run.run_id for run in open_runs.values() if not self._is_driven(run, owned)]
         await self._assign({run_id: self._choose_executor(run_id) for run_id in lost})
 
@@ -331,8 +330,33 @@ class SchedulerService:
         if run.executor not in self._executors:
             return False
         if run.executor not in owned:
-            return True
+            return not self._is_given_up(run.executor)
         return owned[run.executor].get(run.run_id) == run.epoch
+
+    async def _ask_executors(self) -> dict[str, Mapping[str, int]]:
+        """What each executor drives; those that do not answer are left out, and since when is noted."""
+
+        async def ask(executor: Executor) -> Mapping[str, int] | None:
+            try:
+                return await executor.owned()
+            except Unavailable:
+                return None
+
+        answers = await asyncio.gather(*(ask(executor) for executor in self._executors.values()))
+        owned: dict[str, Mapping[str, int]] = {}
+        for name, answer in zip(self._executors, answers, strict=True):
+            if answer is None:
+                self._silent_since.setdefault(name, time.monotonic())
+            else:
+                self._silent_since.pop(name, None)
+                owned[name] = answer
+        return owned
+
+    def _is_given_up(self, name: str) -> bool:
+        """Whether others take its runs. A lone executor keeps them: Ray restarts it, and it has to do."""
+        since = self._silent_since.get(name)
+        others = self._executors.keys() - self._silent_since.keys()
+        return since is not None and time.monotonic() - since > SILENCE_S and bool(others)
 
 
 def _candidate(run: PipelineRun) -> Candidate:

@@ -3,9 +3,10 @@
 Metrics live in ClickHouse, everything else in Postgres; neither can answer alone. A search takes one of two
 plans. In both a page costs the same wherever it is: it starts after the sort values of the last row before it.
 
-**Direct**: the order's first key is in Postgres. ClickHouse is asked for the runs that pass the metric tests
-(all that must hold together in one statement, each other one by itself) and answers with one text of ids;
-Postgres takes that as a set, walks the runs in order and stops at the end of the page.
+**Direct**: the order's first key is in Postgres, which walks the runs in order and stops at the end of the page.
+With metric tests that must hold together, it walks a little further, and ClickHouse says which of these runs pass.
+Where so few do that a page needs many more, ClickHouse is asked for all runs that pass instead, as for every other
+metric test: it answers with one text of ids, which Postgres takes as a set.
 
 **Driven**: the order's first key is a metric. ClickHouse filters and orders, and hands over slices of candidates,
 each complete with the ties of its last value; Postgres drops those that are deleted, moved or do not pass the
@@ -42,6 +43,8 @@ FIRST_SLICE = 256
 SLICE_GROWTH = 16
 #: Up to so many candidates are looked up one by one.
 MAX_PROBED = 5_000
+#: Up to so many runs a direct search lets the metric store test by name; to name more takes longer than to test all.
+MAX_TESTED = 512
 #: So many runs are few enough to be named in one statement to the metric store.
 FEW = 2_000
 #: Ids travel in the request line of a ClickHouse server, which is at most 1 MiB long.
@@ -176,7 +179,7 @@ class _Search:
     async def page(self, cursor: list[SortValue] | None, limit: int) -> list[_Hit]:
         self._metric_runs = await self._runs_of_other_comparisons()
         if not self._orders or self._orders[0].field.entity is not Entity.METRIC:
-            return await self._direct(self._orders, cursor, limit, await self._passing())
+            return await self._direct(self._orders, cursor, limit, true())
         hits = []
         if cursor is None or cursor[0] != MISSING:
             hits = await self._driven(cursor, limit)
@@ -216,22 +219,41 @@ class _Search:
             run_ids,
         )  # fmt: skip
         row = await self._ask(statement)
-        last = math.nan if row["last_nan"] else row["last_number"]
-        return _Slice(_values_of(row), row["found"], last)
+        return _Slice(_values_of(row), row["found"], row["last"])
 
     async def _without(self, named: Field, cursor: list[SortValue] | None, limit: int) -> list[_Hit]:
         """Runs that have no value of a metric, in the order's other keys."""
         having = await self._ask(ranking.values(self._experiment_ids, named.key, named.aggregate))
         rest = None if cursor is None or cursor[0] != MISSING else cursor[2:]
-        condition = and_(not_(among(having["run_ids"])), await self._passing())
-        hits = await self._direct(self._orders[1:], rest, limit, condition)
+        hits = await self._direct(self._orders[1:], rest, limit, not_(among(having["run_ids"])))
         return [_Hit(hit.run_id, [MISSING, None, *hit.values]) for hit in hits]
 
     async def _direct(
         self, orders: Sequence[OrderBy], cursor: list[SortValue] | None, limit: int, condition: ColumnElement[bool]
     ) -> list[_Hit]:
         order = compile_order(orders, RUNS, await self._values(orders))
-        return await self._select(order, and_(condition, self._condition(self._metric_runs)), cursor, limit)
+        condition = and_(condition, self._condition(self._metric_runs))
+        if not self._tests:
+            return await self._select(order, condition, cursor, limit)
+        hits: list[_Hit] = []
+        seen, size = 0, 2 * limit
+        while size <= MAX_TESTED:
+            walked = await self._select(order, condition, cursor, size)
+            hits += await self._passing(walked)
+            if len(hits) >= limit or len(walked) < size:
+                return hits[:limit]
+            cursor, seen = walked[-1].values, seen + size
+            size = max(seen, math.ceil(1.25 * seen * (limit - len(hits)) / max(len(hits), 1)))
+        passing = among((await self._ask(ranking.matching(self._experiment_ids, self._tests)))["run_ids"])
+        return hits + await self._select(order, and_(condition, passing), cursor, limit - len(hits))
+
+    async def _passing(self, hits: Sequence[_Hit]) -> list[_Hit]:
+        """Those of the runs that pass the metric tests that must hold together."""
+        if not hits:
+            return []
+        statement = ranking.passing([hit.run_id for hit in hits], self._tests)
+        passing = set((await self._ask(statement))["run_ids"].split(ranking.SEPARATOR))
+        return [hit for hit in hits if hit.run_id in passing]
 
     async def _select(
         self,
@@ -251,12 +273,6 @@ class _Search:
             query = query.where(order.after(cursor))
         rows = await self._store.select(query.order_by(*order.clauses).limit(limit))
         return [_hit(row) for row in rows]
-
-    async def _passing(self) -> ColumnElement[bool]:
-        """Runs that pass all the metric tests that must hold together."""
-        if not self._tests:
-            return true()
-        return among((await self._ask(ranking.matching(self._experiment_ids, self._tests)))["run_ids"])
 
     async def _runs_of_other_comparisons(self) -> dict[Comparison, str]:
         wanted = list({found for found in comparisons(self._rest) if found.field.entity is Entity.METRIC})

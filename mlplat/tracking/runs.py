@@ -33,7 +33,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mlplat.db.tables import run, run_param, run_tag
-from mlplat.errors import InvalidInput, NotFound
+from mlplat.errors import InvalidInput, NotFound, Unavailable
 from mlplat.keys import check_key
 from mlplat.metrics.curves import RunOrigin
 from mlplat.tracking.experiments import require_active_experiment
@@ -93,6 +93,7 @@ class RunStore:
         Raises:
             NotFound: no such experiment.
             InvalidInput: it is deleted, a tag is malformed, or name and name tag differ.
+            Unavailable: the experiment was restored at this moment.
         """
         for key in tags:
             check_key("tag", key)
@@ -114,7 +115,10 @@ class RunStore:
             if row is None:
                 await require_active_experiment(connection, experiment_id)  # says what is wrong with it
             if row is None or row.run_id is None:
-                return (await load_runs(connection, [run_id]))[0]
+                known = await load_runs(connection, [run_id])
+                if not known:
+                    raise Unavailable(f"experiment {experiment_id} was being restored; retry")
+                return known[0]
         return Run(run_id, experiment_id, name, RunStatus.RUNNING, user_id, row.artifact_uri, False, started_at, None,
                    {}, tags)  # fmt: skip
 
@@ -148,16 +152,6 @@ class RunStore:
             rows = {row.run_id: row for row in await connection.execute(query)}
         _require_all(run_ids, rows.keys())
         return [RunOrigin(run_id, to_ms(rows[run_id].started_at)) for run_id in run_ids]
-
-    async def require_active(self, run_id: str) -> RunRef:
-        """The run, if it may be written to.
-
-        Raises:
-            NotFound: no such run.
-            InvalidInput: it is deleted.
-        """
-        async with self._engine.connect() as connection:
-            return await require_active(connection, run_id, for_write=False)
 
     async def update(
         self,
@@ -343,8 +337,8 @@ def _require_all(run_ids: Sequence[str], found: Collection[str]) -> None:
             raise NotFound(f"Run with id={run_id} not found")
 
 
-async def require_active(connection: AsyncConnection, run_id: str, *, for_write: bool = True) -> RunRef:
-    """The run, if it may be written to; with ``for_write`` it is locked until the transaction ends.
+async def require_active(connection: AsyncConnection, run_id: str) -> RunRef:
+    """The run, if it may be written to; it is locked until the transaction ends.
 
     Raises:
         NotFound: no such run.
@@ -352,7 +346,7 @@ async def require_active(connection: AsyncConnection, run_id: str, *, for_write:
     """
     query = select(run.c.experiment_id, run.c.deleted).where(run.c.run_id == run_id)
     # Writers of one run take turns, the run's row first: in any other order they could wait for one another.
-    row = (await connection.execute(query.with_for_update() if for_write else query)).first()
+    row = (await connection.execute(query.with_for_update())).first()
     if row is None:
         raise NotFound(f"Run with id={run_id} not found")
     if row.deleted:

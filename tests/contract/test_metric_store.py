@@ -45,8 +45,17 @@ class Probe:
         return self.passing(MetricTest(key, "last", comparator, value))
 
     def passing(self, *tests: MetricTest) -> set[str]:
-        [row] = self.store.query(ranking.matching([self.experiment], tests)).to_pylist()
-        return set(row["run_ids"].split(SEPARATOR)) - {""}
+        """The runs that pass; asked for by name, they are the same."""
+        everybody = self.store.query(Statement(
+            "SELECT DISTINCT run_id FROM metric_latest WHERE experiment_id = {experiment:Int64}",
+            {"experiment": self.experiment},
+        ))["run_id"].to_pylist()  # fmt: skip
+        found, named = (
+            set(self.store.query(statement).to_pylist()[0]["run_ids"].split(SEPARATOR)) - {""}
+            for statement in (ranking.matching([self.experiment], tests), ranking.passing(everybody, tests))
+        )
+        assert named == found
+        return found
 
 
 @pytest.fixture
@@ -222,6 +231,24 @@ def test_tests_of_several_metrics_and_aggregates_hold_together(probe: Probe) -> 
     assert probe.passing(MetricTest("a", "last", "=", 5.0), MetricTest("b", "last", "=", 3.0)) == set()
 
 
+def test_rows_that_are_not_merged_yet_count_as_one(probe: Probe) -> None:
+    two = unique("two")
+    for written in ([(1, 5, 9.0), (2, 5, 1.0)], [(2, 5, NAN)], [(2, 4, 7.0)], [(-1, 9, -3.0)]):
+        probe.write(*(Point(key, value, at, step) for key in ("a", "b") for step, at, value in written))
+    probe.write(Point("a", 1.0, 5, 2), Point("b", 1.0, 5, 2), run=two)
+    last, both = MetricTest("a", "last", "=", 1.0), {probe.run, two}
+    assert probe.passing(last) == both  # of one step and time, the greatest; NaN counts as 0
+    assert probe.passing(last, MetricTest("b", "last", "=", 1.0)) == both
+    assert probe.passing(last, MetricTest("b", "min", "=", -3.0), MetricTest("b", "max", "=", 9.0)) == {probe.run}
+    assert probe.passing(MetricTest("a", "last", "!=", 0.0), MetricTest("c", "min", "!=", 5.0)) == set()
+    for key, aggregate, number in (("a", "last", 1.0), ("b", "min", -3.0), ("b", "max", 9.0)):
+        [row] = probe.store.query(
+            ranking.ordered([probe.experiment], key, aggregate, True, (last,), 9, None)
+        ).to_pylist()
+        numbers = dict(zip(row["run_ids"].split(SEPARATOR), row["numbers"].split(SEPARATOR), strict=True))
+        assert (float(numbers[probe.run]), float(numbers[two]), row["found"]) == (number, 1.0, 2)
+
+
 @pytest.mark.parametrize("ascending", [True, False])
 def test_values_come_in_order_in_slices_with_ties_and_nan_last(probe: Probe, ascending: bool) -> None:
     written = [0.5, 2.0, 2.0, 2.0, -INF, INF, NAN, NAN, -1.0]
@@ -233,10 +260,12 @@ def test_values_come_in_order_in_slices_with_ties_and_nan_last(probe: Probe, asc
     while True:
         statement = ranking.ordered([probe.experiment], "m", "last", ascending, (), 2, start)
         [row] = probe.store.query(statement).to_pylist()
-        seen += row["run_ids"].split(SEPARATOR) if row["found"] else []
+        found = row["run_ids"].split(SEPARATOR) if row["found"] else []
+        assert row["numbers"].split(SEPARATOR) == [f"{runs[run]:g}" for run in found] or not found
+        seen += sorted(found, key=lambda run: (math.isnan(runs[run]), runs[run] if ascending else -runs[run]))
         if row["found"] < 2:
             break
-        start = NAN if row["last_nan"] else row["last_number"], True
+        start = row["last"], True
     assert len(seen) == len(set(seen)) == len(written)
     numbers = sorted((value for value in written if not math.isnan(value)), reverse=not ascending)
     assert [str(runs[run]) for run in seen] == [str(value) for value in [*numbers, NAN, NAN]]

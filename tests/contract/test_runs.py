@@ -98,7 +98,6 @@ async def test_a_malformed_tag_creates_no_run(store: RunStore, experiment: int) 
 async def test_unknown_runs_are_not_found(store: RunStore) -> None:
     for call in (
         store.get("nope"),
-        store.require_active("nope"),
         store.update("nope", RunStatus.FAILED, None, None),
         store.set_deleted("nope", True),
         store.log("nope", {"a": "1"}, {}),
@@ -195,7 +194,6 @@ async def test_a_deleted_run_is_readable_and_refuses_writes(store: RunStore, exp
         store.log("r1", {}, {"a": "2"}),
         store.delete_tag("r1", "a"),
         store.update("r1", RunStatus.FAILED, NOW, "x"),
-        store.require_active("r1"),
     ):
         with pytest.raises(InvalidInput, match="The run r1 must be in the 'active' state"):
             await call
@@ -203,7 +201,6 @@ async def test_a_deleted_run_is_readable_and_refuses_writes(store: RunStore, exp
     assert deleted.deleted
     await store.set_deleted("r1", False)
     assert await store.get("r1") == before
-    assert await store.require_active("r1") == RunRef("r1", experiment)
 
 
 async def test_the_runs_of_a_dead_attempt_are_killed_and_no_others(store: RunStore, experiment: int) -> None:

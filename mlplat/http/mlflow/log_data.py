@@ -69,7 +69,7 @@ def _metrics_batch(run_id: str, metrics: Sequence[Metric | LogMetric]) -> bytes:
     keys, steps = [metric.key for metric in metrics], [metric.step for metric in metrics]
     timestamps, values = [metric.timestamp for metric in metrics], [metric.value for metric in metrics]
     try:
-        return encode(columns_table(run_id, keys, steps, timestamps, values))  # type: ignore[arg-type]  # see below
+        return encode(columns_table(run_id, keys, steps, timestamps, values))  # type: ignore[arg-type]  # None and text raise TypeError
     except (TypeError, OverflowError, UnicodeEncodeError):
         return _checked_batch(run_id, metrics)
 
