@@ -70,13 +70,14 @@ class Graph:
 def graph_of(spec: PipelineSpec, states: Mapping[str, StepState] | None = None) -> Graph:
     """The graph of a definition, with the states of a run of it if there is one."""
     known = states or {}
-    needs = dependencies(spec)
+    written = {name: index for index, name in enumerate(spec.all_steps)}
+    needs = {name: sorted(before, key=written.__getitem__) for name, before in dependencies(spec).items()}
     order = [
         *TopologicalSorter({name: needs[name] for name in spec.steps}).static_order(),
         *TopologicalSorter({name: needs[name] for name in spec.finally_}).static_order(),
     ]
     nodes = tuple(_node(name, spec.all_steps[name], name in spec.finally_, known.get(name)) for name in order)
-    edges = [GraphEdge(need, name) for name in order for need in sorted(needs[name], key=order.index)]
+    edges = [GraphEdge(need, name) for name in order for need in needs[name]]
     waited_for = {edge.before for edge in edges}
     last = [name for name in order if name in spec.steps and name not in waited_for]
     first = [name for name in order if name in spec.finally_ and not needs[name]]

@@ -15,7 +15,7 @@ from mlplat.pipelines.dag import Path as Where
 from mlplat.pipelines.dag import check_graph
 from mlplat.pipelines.locations import Lines, Mark, report
 from mlplat.pipelines.refusals import problems_of
-from mlplat.pipelines.spec import MAX_DEPTH, PipelineSpec
+from mlplat.pipelines.spec import KINDS, MAX_DEPTH, PipelineSpec
 
 #: Of a definition with all the files that it names.
 MAX_BYTES = 1024 * 1024
@@ -100,6 +100,15 @@ def build_spec(document: Mapping[str, Any], source: str = "definition", lines: L
     if problems:
         raise InvalidPipeline(report(problems, source, lines or {}))
     return spec
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of definitions in YAML, where a sub-pipeline may be the name of another file."""
+    schema = PipelineSpec.model_json_schema(by_alias=True)
+    step = schema["$defs"]["Step"]
+    step["properties"]["pipeline"]["anyOf"].append({"type": "string", "description": "another file, relative to this"})
+    step["oneOf"] = [{"required": [kind]} for kind in KINDS]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 @dataclass

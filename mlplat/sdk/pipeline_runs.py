@@ -161,9 +161,12 @@ def compile_pipeline(source: Source, store_blob: StoreBlob) -> PipelineSpec:
         return source
     if isinstance(source, Pipeline):
         return source.build(store_blob)
+    file, _colon, name = str(source).partition(".py:")
+    if name:
+        return _pipeline_of(Path(f"{file}.py"), name).build(store_blob)
     path = Path(source)
     if path.suffix == ".py":
-        return _only_pipeline(path).build(store_blob)
+        return _pipeline_of(path, None).build(store_blob)
     loaded = load_file(path)
     try:
         return ship(loaded.spec, loaded.folders, Shipper(store_blob))
@@ -213,11 +216,27 @@ def _submit(
     return PipelineRunHandle(client, client.post("/api/v1/pipeline-runs", body)["run_id"])
 
 
-def _only_pipeline(path: Path) -> Pipeline:
+def _pipeline_of(path: Path, name: str | None) -> Pipeline:
+    """The pipeline of that name in a Python file; without a name the one that is no part of another."""
     if not path.is_file():
         raise InvalidPipeline(f"{path}: no such file")
-    found = [value for value in vars(load_module(path)).values() if isinstance(value, Pipeline)]
-    if len(found) != 1:
-        names = ", ".join(item.name for item in found) or "none"
-        raise InvalidPipeline(f"{path}: expected one @pipeline function, found {names}")
-    return found[0]
+    found = {key: value for key, value in vars(load_module(path)).items() if isinstance(value, Pipeline)}
+    if name is not None and name in found:
+        return found[name]
+    if name is None:
+        whole = found if len(found) == 1 else _whole_ones(found)
+        if len(whole) == 1:
+            return next(iter(whole.values()))
+    what = "one @pipeline function that is no part of another" if name is None else f"a @pipeline function {name!r}"
+    raise InvalidPipeline(
+        f"{path}: expected {what}, found {', '.join(found) or 'none'}; {path.name}:NAME names the one you mean"
+    )
+
+
+def _whole_ones(found: Mapping[str, Pipeline]) -> dict[str, Pipeline]:
+    inside: set[str] = set()
+    for each in found.values():
+        for step in each.build(lambda body: hashlib.sha256(body).hexdigest()).all_steps.values():
+            if step.pipeline is not None:
+                inside.add(step.pipeline.name)
+    return {key: value for key, value in found.items() if value.pipeline_name not in inside}
