@@ -24,7 +24,9 @@ Identifier = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")]
 
 def _exception_name(value: object) -> object:
     """Python says which exception by its class."""
-    return f"{value.__module__}.{value.__qualname__}" if isinstance(value, type) else value
+    if not isinstance(value, type):
+        return value
+    return value.__qualname__ if value.__module__ == "builtins" else f"{value.__module__}.{value.__qualname__}"
 
 
 #: The class of an exception, with or without its module: ``ConnectionError``, ``requests.exceptions.Timeout``.

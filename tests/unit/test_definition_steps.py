@@ -65,7 +65,7 @@ def test_every_option_reaches_the_definition() -> None:
         "cpus": 2.0, "gpus": 1.0, "memory_mb": 10, "accelerator": "H100", "custom": {"disk": 1.0},
     }  # fmt: skip
     assert (heavy.env, heavy.caching, heavy.checkpoint) == (options["env"], Cache(version="2"), Checkpoint(keep=5))
-    assert heavy.retry.on == ["builtins.ConnectionError", "mine.Odd"]
+    assert heavy.retry.on == ["ConnectionError", "mine.Odd"]
     assert heavy.retry.never_on == ["KeyError"]
 
 
