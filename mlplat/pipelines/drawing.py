@@ -112,9 +112,10 @@ def _layers(graph: Graph) -> dict[str, int]:
 
 
 def _box(node: GraphNode) -> _Box:
-    width = max(len(line) for line in node.lines) * _CHARACTER + 2 * _PADDING
+    written = node.lines if node.inner is None else [_title(node)]
+    width = max(len(line) for line in written) * _CHARACTER + 2 * _PADDING
     if node.inner is None:
-        return _Box(node, width, len(node.lines) * _LINE + _PADDING)
+        return _Box(node, width, len(written) * _LINE + _PADDING)
     inner = _arrange(node.inner)
     return _Box(node, max(width, inner.width + 2 * _PADDING), inner.height + _TITLE + _PADDING, inner)
 
@@ -216,8 +217,7 @@ def _draw_box(box: _Box, x: float, y: float) -> Iterator[str]:
         f'stroke="{line}"{dashes}><title>{escape(f"{node.name}: {node.state or node.kind}")}</title></rect>'
     )
     if box.inner is not None:
-        title = " · ".join(node.lines)
-        yield f'<text x="{x + _PADDING:.1f}" y="{y + 18:.1f}" fill="#1f2937">{escape(title)}</text>'
+        yield f'<text x="{x + _PADDING:.1f}" y="{y + 18:.1f}" fill="#1f2937">{escape(_title(node))}</text>'
         yield from _draw(box.inner, x + (box.width - box.inner.width) / 2, y + _TITLE)
         return
     for index, text in enumerate(node.lines):
@@ -226,3 +226,8 @@ def _draw_box(box: _Box, x: float, y: float) -> Iterator[str]:
             f'<text x="{x + box.width / 2:.1f}" y="{y + _PADDING / 2 + (index + 0.75) * _LINE:.1f}" '
             f'text-anchor="middle" fill="{colour}">{escape(text)}</text>'
         )
+
+
+def _title(node: GraphNode) -> str:
+    """What is written on top of a sub-pipeline, in one line."""
+    return " · ".join(node.lines)

@@ -86,7 +86,7 @@ def graph_of(spec: PipelineSpec, states: Mapping[str, StepState] | None = None) 
 
 
 def _node(name: str, step: Step, is_finally: bool, known: StepState | None) -> GraphNode:
-    notes = [] if step.kind in {"uses", "pipeline"} else [step.kind]
+    notes = [] if step.kind in {"uses", "pipeline", name} else [step.kind]
     if step.foreach is not None:
         done = known.items if known is not None else None
         notes.append("for each" if done is None else f"{done[0]} of {done[1]}")
