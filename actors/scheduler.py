@@ -16,11 +16,11 @@ from actors.lifecycle import WORKLOAD_ENV, Health, Started, actor_id, spare_garb
 from mlplat.db.engine import open_engine
 from mlplat.db.lease import LeaseKeeper
 from mlplat.errors import PlatformError, Unavailable
-from mlplat.execution.functions import ImportReport, try_imports
 from mlplat.pipelines.leftovers import LeftoverReaper
 from mlplat.pipelines.model import Submission
 from mlplat.pipelines.scheduling import SchedulerService
 from mlplat.settings import PlatformConfig
+from mlplat.steps.functions import ImportReport, try_imports
 from mlplat.tracking.heartbeats import HeartbeatStore, Reaper
 
 IMPORT_TIMEOUT_S = 60.0

@@ -28,7 +28,6 @@ from mlplat.db.engine import CONNECTION_ERRORS
 from mlplat.errors import Unavailable
 from mlplat.execution.attempt import run_attempt
 from mlplat.execution.attendant import Notice
-from mlplat.execution.functions import ImportReport, try_imports
 from mlplat.pipelines.model import (
     Assignment,
     AttemptOutcome,
@@ -43,6 +42,7 @@ from mlplat.pipelines.store import PipelineStore
 from mlplat.pipelines.turns import Turns
 from mlplat.runtime import NAMESPACE
 from mlplat.settings import PlatformConfig
+from mlplat.steps.functions import ImportReport, try_imports
 from mlplat.tracking.runs import RunStore
 
 #: How long an attempt may take to end after it was asked to.

@@ -76,5 +76,9 @@ class Fenced(Unavailable):
     """This writer's epoch is over: somebody else took the work, nothing was written."""
 
 
+class PipelineFailed(PlatformError):
+    """A pipeline run ended otherwise than SUCCEEDED, and not by an exception of the user's code."""
+
+
 class BringUpError(PlatformError):
     """The platform could not be started or stopped; the message says what to do."""

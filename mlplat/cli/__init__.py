@@ -9,23 +9,19 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
-from rich.table import Table
 
 from mlplat import __version__
-from mlplat.cli import lifecycle, schedules, watch
+from mlplat.cli import lifecycle, pipelines, schedules, watch
 from mlplat.demo.show import run_demo
-from mlplat.errors import InvalidInput, Overloaded, PlatformError, Unavailable
-from mlplat.pipelines.spec import PipelineSpec
-from mlplat.run_view import STYLES
+from mlplat.errors import Overloaded, PlatformError, Unavailable
 from mlplat.sdk.client import client_for, default_url
 from mlplat.sdk.console import console_text
 from mlplat.sdk.leftovers import resend_leftovers, sender_to
-from mlplat.sdk.pipeline_runs import load_pipeline, submit
 from mlplat.settings import Settings
 
 app = typer.Typer(
@@ -33,10 +29,11 @@ app = typer.Typer(
 )
 console = Console(highlight=False, soft_wrap=True)
 app.add_typer(lifecycle.commands)
+app.add_typer(pipelines.commands)
+app.add_typer(pipelines.definitions, name="pipeline")
 app.add_typer(schedules.schedules, name="schedule")
 app.add_typer(schedules.triggers, name="trigger")
 app.add_typer(watch.commands)
-_TRUE, _FALSE = {"true", "yes", "1", "on"}, {"false", "no", "0", "off"}
 
 
 def _cluster(*arguments: str) -> None:
@@ -72,35 +69,6 @@ def status_command(as_json: Annotated[bool, typer.Option("--json", help="Print J
 def env_command() -> None:
     """Print the exports that other clients need: eval "$(mlplat env)"."""
     _cluster("env")
-
-
-@app.command("submit")
-def submit_command(
-    file: Annotated[Path, typer.Argument(help="A YAML definition, or a Python file with one @pipeline.")],
-    param: Annotated[list[str] | None, typer.Option("-p", "--param", help="key=value; may be repeated.")] = None,
-    wait: Annotated[bool, typer.Option(help="Follow the run to its end.")] = False,
-    key: Annotated[str | None, typer.Option(help="Idempotency key: the same key again gives the same run.")] = None,
-) -> None:
-    """Submit a pipeline. With --wait, the exit code says how it ended: 0 succeeded, 1 failed."""
-    spec = load_pipeline(file, client_for(default_url()))
-    handle = submit(spec, parse_params(spec, param or []), idempotency_key=key)
-    console.print(f"submitted {spec.name}: {handle.run_id}   {handle.url}")
-    if wait:
-        watch.watch_to_end(handle, console)
-
-
-@app.command("runs")
-def runs_command(limit: Annotated[int, typer.Option(min=1, max=1000)] = 20) -> None:
-    """List pipeline runs, newest first."""
-    table = Table(box=None, pad_edge=False)
-    for column in ("run", "pipeline", "state", "created", "by", "error"):
-        table.add_column(column)
-    for run in client_for(default_url()).get("/api/v1/pipeline-runs", limit=limit):
-        state = f"[{STYLES.get(run['state'], 'default')}]{run['state']}[/]"
-        table.add_row(
-            run["run_id"], run["pipeline"], state, run["created_at"][:19], run["submitted_by"], run["error"] or ""
-        )
-    console.print(table)
 
 
 @app.command("sync")
@@ -180,38 +148,6 @@ def _show_sync(outcome: Synced) -> None:
         print(f"mlplat: {outcome.away}", file=sys.stderr)  # noqa: T201
     elif not outcome.sent:
         console.print(f"nothing to send in {outcome.folder}")
-
-
-def parse_params(spec: PipelineSpec, texts: list[str]) -> dict[str, Any]:
-    """``key=value`` texts as values of the pipeline's parameter types.
-
-    Raises:
-        InvalidInput: no ``=``, an unknown key, or a value of the wrong type.
-    """
-    values: dict[str, Any] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise InvalidInput(f"-p {text}: expected key=value")
-        parameter = spec.parameters.get(name)
-        values[name] = value if parameter is None else _parse(name, parameter.type, value)
-    spec.resolve_params(values)
-    return values
-
-
-def _parse(name: str, kind: str, text: str) -> Any:
-    try:
-        if kind == "int":
-            return int(text)
-        if kind == "float":
-            return float(text)
-        if kind == "bool":
-            if text.lower() not in _TRUE | _FALSE:
-                raise ValueError
-            return text.lower() in _TRUE
-    except ValueError as error:
-        raise InvalidInput(f"parameters.{name}: expected {kind}, got {text!r}") from error
-    return text
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from mlplat.pipelines.automation.schedules import CatchUp
 from mlplat.pipelines.automation.webhooks import Auth
 from mlplat.pipelines.expressions import find_expressions
 from mlplat.pipelines.spec import PipelineSpec
-from mlplat.progress import STYLES
+from mlplat.run_view import STYLES
 from mlplat.sdk.automation import SCHEDULES, TRIGGERS, fire_trigger, schedule, trigger
 from mlplat.sdk.client import client_for, default_url
 from mlplat.sdk.pipeline_runs import load_pipeline

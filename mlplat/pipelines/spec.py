@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
 from mlplat.pipelines.parameters import Parameter, ParameterValue, Strict, resolve_params
 
@@ -20,8 +20,17 @@ WEEK_S = 7 * 86_400
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_\-]{0,62}$")]
 #: Step and parameter names are identifiers, because expressions use them unquoted.
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")]
+
+
+def _exception_name(value: object) -> object:
+    """Python says which exception by its class."""
+    if not isinstance(value, type):
+        return value
+    return value.__qualname__ if value.__module__ == "builtins" else f"{value.__module__}.{value.__qualname__}"
+
+
 #: The class of an exception, with or without its module: ``ConnectionError``, ``requests.exceptions.Timeout``.
-ExceptionName = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]{0,200}$")]
+ExceptionName = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]{0,200}$"), BeforeValidator(_exception_name)]
 EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Seconds = Annotated[float, Field(gt=0, le=WEEK_S)]

@@ -29,6 +29,8 @@ class StepContext:
     http_url: str
     checkpoint: Checkpoints = field(compare=False, repr=False)
     on_progress: Callable[[dict[str, Any]], None] = field(compare=False, repr=False)
+    #: It runs in the user's own process: the platform knows nothing of it.
+    is_local: bool = False
 
     @property
     def label(self) -> str:

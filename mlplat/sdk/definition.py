@@ -1,221 +1,159 @@
-"""Pipelines as Python: ``@step`` marks functions, ``@pipeline`` a function that connects them.
-
-Outside of a pipeline a step is the plain function it was. Inside, calling it adds a step to the
-definition and returns a placeholder for its output, which other steps take as an argument.
-"""
+"""Pipelines as Python: ``@pipeline`` marks a function that calls steps, and becomes a definition."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from contextvars import ContextVar
-from dataclasses import dataclass, field
-from functools import update_wrapper
-from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypedDict, Unpack, get_args, get_origin, overload
 
 from mlplat.errors import InvalidPipeline
 from mlplat.pipelines.loader import build_spec
-from mlplat.pipelines.spec import PipelineSpec, Resources, Retry
-from mlplat.sdk.shipping import StoreBlob, uses_of
+from mlplat.pipelines.locations import Mark
+from mlplat.pipelines.spec import Concurrency, Env, PipelineSpec
+from mlplat.sdk.building import Builder, building, finally_
+from mlplat.sdk.local_run import LocalOptions, LocalRun, LocalShipper, run_locally
+from mlplat.sdk.placeholders import ITEM, Placeholder, as_template, expression, this_run
+from mlplat.sdk.shipping import Shipper, StoreBlob, ship
+from mlplat.sdk.steps import StepBase, approval, command, notebook, step
 
-P = ParamSpec("P")
-R = TypeVar("R")
+__all__ = [
+    "ITEM",
+    "Param",
+    "Pipeline",
+    "Placeholder",
+    "approval",
+    "command",
+    "expression",
+    "finally_",
+    "notebook",
+    "pipeline",
+    "step",
+    "this_run",
+]
+
 _PARAMETER_TYPES = {int: "int", float: "float", str: "str", bool: "bool"}
+#: The output of a pipeline whose function returns something else than a dictionary.
+SINGLE_OUTPUT = "output"
 
 
 @dataclass(frozen=True)
-class Placeholder:
-    """A value that will exist when the pipeline runs: a parameter, a step's output, or a part of one."""
+class Param:
+    """Bounds and a description of a parameter: ``trials: Annotated[int, Param(min=2, max=64)] = 8``."""
 
-    expression: str
-
-    def __getitem__(self, key: str | int) -> Placeholder:
-        return Placeholder(f"{self.expression}[{key}]" if isinstance(key, int) else f'{self.expression}."{key}"')
-
-    def __iter__(self) -> Any:
-        raise InvalidPipeline(
-            f"{self.expression} has no value while the pipeline is defined, so it cannot be looped over; "
-            "use step.map(...) to run a step once per element"
-        )
-
-    def __bool__(self) -> bool:
-        raise InvalidPipeline(f"{self.expression} has no value while the pipeline is defined, so it cannot be tested")
-
-    def __str__(self) -> str:
-        """In an f-string, the expression as it stands in a definition."""
-        return self.template
-
-    @property
-    def template(self) -> str:
-        """The expression as it stands in a definition."""
-        return f"${{{{ {self.expression} }}}}"
+    min: float | None = None
+    max: float | None = None
+    choices: Sequence[int | float | str | bool] | None = None
+    description: str = ""
 
 
-ITEM = Placeholder("item")
+class PipelineOptions(TypedDict, total=False):
+    """What can be said of a pipeline; a definition has the same words. ``name`` is by default the function's."""
+
+    name: str
+    description: str
+    timeout_s: float
+    priority: int
+    concurrency: Concurrency
+    env: Env
 
 
-@dataclass
-class _Builder:
-    store_blob: StoreBlob
-    steps: dict[str, dict[str, Any]] = field(default_factory=dict)
+class Pipeline(StepBase):
+    """A pipeline defined by a Python function, whose parameters are the pipeline's.
 
-    def add(self, definition: StepFunction[Any, Any], arguments: Mapping[str, Any], foreach: Any) -> Placeholder:
-        name = base = definition.name
-        count = 1
-        while name in self.steps:
-            count += 1
-            name = f"{base}_{count}"
-        entry: dict[str, Any] = {
-            "uses": uses_of(definition.function, self.store_blob),
-            "description": (inspect.getdoc(definition.function) or "").partition("\n")[0],
-            "with": {key: _as_template(value) for key, value in arguments.items()},
-            "retry": definition.retry.model_dump(),
-            "resources": definition.resources.model_dump(),
-            "fresh_process": definition.fresh_process,
-        }
-        if foreach is not None:
-            entry["foreach"] = _as_template(foreach)
-        self.steps[name] = entry
-        return Placeholder(f"steps.{name}.output")
-
-
-_building: ContextVar[_Builder | None] = ContextVar("mlplat_building", default=None)
-
-
-class StepFunction(Generic[P, R]):
-    """A function that can be a step."""
-
-    def __init__(
-        self, function: Callable[P, R], name: str, retry: Retry, resources: Resources, fresh_process: bool
-    ) -> None:
-        self.function = function
-        self.name = name
-        self.retry = retry
-        self.resources = resources
-        self.fresh_process = fresh_process
-        update_wrapper(self, function)
-
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Runs the function, or adds the step when a pipeline is being defined."""
-        builder = _building.get()
-        if builder is None:
-            return self.function(*args, **kwargs)
-        return cast("R", builder.add(self, self._named(args, kwargs), None))
-
-    def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The arguments by name, which is how a definition holds them."""
-        signature = inspect.signature(self.function)
-        named = dict(signature.bind(*args, **kwargs).arguments)
-        for parameter in signature.parameters.values():
-            if parameter.kind is parameter.VAR_POSITIONAL and parameter.name in named:
-                raise InvalidPipeline(
-                    f"step {self.name!r}: pass *{parameter.name} by name; a definition has names only"
-                )
-            if parameter.kind is parameter.VAR_KEYWORD:
-                named |= named.pop(parameter.name, {})
-        return named
-
-    def map(self, items: Any, **arguments: Any) -> Any:
-        """Adds the step once per element of ``items``; its first parameter takes the element.
-
-        The output is the list of all outputs, in the order of the items.
-        """
-        builder = _building.get()
-        first = next(iter(inspect.signature(self.function).parameters))
-        if builder is None:
-            return [self.function(item, **arguments) for item in items]
-        return builder.add(self, {first: ITEM, **arguments}, items)
-
-
-@overload
-def step(function: Callable[P, R], /) -> StepFunction[P, R]: ...
-
-
-@overload
-def step(
-    *,
-    name: str | None = None,
-    retries: int = 0,
-    retry: Retry | None = None,
-    cpus: float = 1.0,
-    gpus: float = 0.0,
-    memory_mb: int | None = None,
-    fresh_process: bool = False,
-) -> Callable[[Callable[P, R]], StepFunction[P, R]]: ...
-
-
-def step(
-    function: Callable[P, R] | None = None,
-    /,
-    *,
-    name: str | None = None,
-    retries: int = 0,
-    retry: Retry | None = None,
-    cpus: float = 1.0,
-    gpus: float = 0.0,
-    memory_mb: int | None = None,
-    fresh_process: bool = False,
-) -> Any:
-    """Marks a function as a step.
-
-    Args:
-        name: the step's name; by default the function's.
-        retries: further attempts after a failure; for backoff and jitter pass ``retry`` instead.
-        retry: the whole retry policy.
-        cpus, gpus, memory_mb: what an attempt reserves.
-        fresh_process: give each attempt a process of its own; use it for sweeps and for what eats memory.
+    What the function returns are the pipeline's outputs: a dictionary, or one value. Called inside of another
+    pipeline it is a step of that one; outside, it is the plain function, and so are its steps.
     """
-    policy = retry or Retry(max_attempts=retries + 1)
 
-    def mark(inner: Callable[P, R]) -> StepFunction[P, R]:
-        resources = Resources(cpus=cpus, gpus=gpus, memory_mb=memory_mb)
-        return StepFunction(inner, name or inner.__name__, policy, resources, fresh_process)
-
-    return mark if function is None else mark(function)
-
-
-class Pipeline:
-    """A pipeline defined by a Python function. Its parameters are the function's."""
-
-    def __init__(self, function: Callable[..., Any], name: str) -> None:
+    def __init__(self, function: Callable[..., Any], options: PipelineOptions) -> None:
+        unknown = sorted(options.keys() - PipelineOptions.__annotations__.keys())
+        if unknown:
+            raise TypeError(f"a pipeline has no option {unknown[0]!r}")
         self.function = function
-        self.name = name
+        self._own: PipelineOptions = options
+        #: The pipeline's name. As a step of another one it is called like its function.
+        self.pipeline_name = options.get("name", function.__name__.replace("_", "-"))
+        super().__init__(function.__name__, {}, {})
         self.__doc__ = function.__doc__
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the function plainly, or adds the pipeline to the one that is being defined."""
+        return self._call(args, kwargs)
+
     def build(self, store_blob: StoreBlob) -> PipelineSpec:
-        """The definition.
+        """The definition; code that is not installed where steps run goes to ``store_blob``.
 
         Raises:
-            InvalidPipeline: the function connects its steps wrongly.
+            InvalidPipeline: the function connects its steps wrongly; one problem a line.
         """
-        builder = _Builder(store_blob)
-        token = _building.set(builder)
-        try:
-            self.function(**{name: Placeholder(f"params.{name}") for name in self._parameters()})
-        finally:
-            _building.reset(token)
-        document = {
-            "name": self.name,
-            "description": (inspect.getdoc(self.function) or "").partition("\n")[0],
-            "parameters": self._parameters(),
-            "steps": builder.steps,
-        }
-        return build_spec(document, source=self.name)
+        return self._build(Shipper(store_blob), ())
 
-    def _parameters(self) -> dict[str, dict[str, Any]]:
-        found: dict[str, dict[str, Any]] = {}
-        hints = inspect.signature(self.function, eval_str=True).parameters
-        for name, parameter in hints.items():
-            kind = _PARAMETER_TYPES.get(parameter.annotation)
-            if kind is None:
-                raise InvalidPipeline(
-                    f"{self.name}: the parameter {name!r} needs a type: int, float, str or bool, not "
-                    f"{parameter.annotation!r}"
-                )
-            found[name] = {"type": kind}
-            if parameter.default is not inspect.Parameter.empty:
-                found[name]["default"] = parameter.default
-        return found
+    def run_local(self, options: LocalOptions | None = None, /, **params: Any) -> LocalRun:
+        """Runs the pipeline in this process, without a server, by the rules that hold on one.
+
+        Steps run one after the other, in this thread: breakpoints work. A failed run raises the error of the step
+        that failed, as it was raised there, unless ``LocalOptions(raise_errors=False)``. Timeouts, packages,
+        resources and caches do not apply.
+
+        Raises:
+            InvalidPipeline: the definition or a parameter is wrong.
+            PipelineFailed: the run failed, and not by an exception.
+        """
+        with building(None), LocalShipper(options) as shipper:
+            return run_locally(self._build(shipper, ()), params, shipper, options or LocalOptions())
+
+    def _build(self, shipper: Shipper, around: tuple[object, ...]) -> PipelineSpec:
+        return self._built(shipper, around)[0]
+
+    def _built(self, shipper: Shipper, around: tuple[object, ...]) -> tuple[PipelineSpec, bool]:
+        """The definition, and whether its only output is not named by its function."""
+        if self.origin in around:
+            raise InvalidPipeline(f"the pipeline {self.pipeline_name!r} contains itself")
+        builder = Builder(shipper, (*around, self.origin))
+        place = Mark(inspect.getfile(self.function), self.function.__code__.co_firstlineno)
+        try:
+            parameters = parameters_of(self.function)
+        except InvalidPipeline as error:
+            raise InvalidPipeline(f"{place}: {self.pipeline_name}: {error.message}") from error
+        with building(builder):
+            returned = self.function(**{name: Placeholder(f"params.{name}") for name in parameters})
+        document = {
+            "description": (inspect.getdoc(self.function) or "").partition("\n")[0],
+            **self._own,
+            "name": self.pipeline_name,
+            "parameters": parameters,
+            "steps": builder.steps,
+            "finally": builder.finally_,
+            "outputs": {name: as_template(value) for name, value in _outputs(returned).items()},
+        }
+        spec = build_spec(document, self.pipeline_name, {(): place, **builder.lines})
+        return ship(spec, {(): Path(place.source).resolve().parent}, shipper), not isinstance(returned, Mapping)
+
+    def _what(self, builder: Builder) -> dict[str, Any]:
+        spec, single = self._built(builder.shipper, builder.around)
+        if single:
+            builder.single.add(self.origin)
+        return {"pipeline": spec}
+
+    def _output(self, builder: Builder, name: str, *, mapped: bool) -> Placeholder:
+        whole = f"steps.{name}.output"
+        if self.origin not in builder.single:
+            return Placeholder(whole)
+        # Unlike a projection, map() keeps what is null.
+        return Placeholder(f"map(&{SINGLE_OUTPUT}, {whole})" if mapped else f"{whole}.{SINGLE_OUTPUT}")
+
+    def _description(self) -> str:
+        return (inspect.getdoc(self.function) or "").partition("\n")[0]
+
+    def _first_parameter(self) -> str | None:
+        return next(iter(inspect.signature(self.function).parameters), None)
+
+    def _named(self, args: tuple[Any, ...], arguments: dict[str, Any]) -> dict[str, Any]:
+        return dict(inspect.signature(self.function).bind(*args, **arguments).arguments)
+
+    def _run_plainly(self, args: tuple[Any, ...], arguments: dict[str, Any]) -> Any:
+        return self.function(*args, **arguments)
 
 
 @overload
@@ -223,23 +161,57 @@ def pipeline(function: Callable[..., Any], /) -> Pipeline: ...
 
 
 @overload
-def pipeline(*, name: str) -> Callable[[Callable[..., Any]], Pipeline]: ...
+def pipeline(**options: Unpack[PipelineOptions]) -> Callable[[Callable[..., Any]], Pipeline]: ...
 
 
-def pipeline(function: Callable[..., Any] | None = None, /, *, name: str | None = None) -> Any:
-    """Marks a function as a pipeline; ``name`` is by default the function's, with dashes."""
+def pipeline(function: Callable[..., Any] | None = None, /, **options: Unpack[PipelineOptions]) -> Any:
+    """Marks a function as a pipeline, with options or without: see ``PipelineOptions``.
+
+    Raises:
+        TypeError: there is no such option.
+    """
 
     def mark(inner: Callable[..., Any]) -> Pipeline:
-        return Pipeline(inner, name or inner.__name__.replace("_", "-"))
+        return Pipeline(inner, options)
 
     return mark if function is None else mark(function)
 
 
-def _as_template(value: Any) -> Any:
-    if isinstance(value, Placeholder):
-        return value.template
-    if isinstance(value, Mapping):
-        return {key: _as_template(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_as_template(inner) for inner in value]
-    return value
+def parameters_of(function: Callable[..., Any]) -> dict[str, dict[str, Any]]:
+    """The parameters of a pipeline's function, as a definition has them.
+
+    Raises:
+        InvalidPipeline: one has no type, or another one than int, float, str, bool, or a ``Literal`` of these.
+    """
+    try:
+        signature = inspect.signature(function, eval_str=True)
+    except NameError as error:
+        raise InvalidPipeline(f"the type of a parameter is not known here: {error}") from error
+    return {name: _parameter(name, parameter) for name, parameter in signature.parameters.items()}
+
+
+def _parameter(name: str, parameter: inspect.Parameter) -> dict[str, Any]:
+    annotation, fields = parameter.annotation, {}
+    if get_origin(annotation) is Annotated:
+        annotation, *notes = get_args(annotation)
+        for note in notes:
+            if isinstance(note, Param):
+                fields = {key: value for key, value in asdict(note).items() if value is not None}
+    if get_origin(annotation) is Literal:
+        fields.setdefault("choices", list(get_args(annotation)))
+        kinds = {type(choice) for choice in get_args(annotation)}
+        annotation = kinds.pop() if len(kinds) == 1 else annotation
+    kind = _PARAMETER_TYPES.get(annotation) if isinstance(annotation, type) else None
+    if kind is None or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        raise InvalidPipeline(
+            f"the parameter {name!r} needs a type: int, float, str or bool, not {parameter.annotation!r}"
+        )
+    if parameter.default is not parameter.empty:
+        fields["default"] = parameter.default
+    return {"type": kind, **fields}
+
+
+def _outputs(returned: Any) -> dict[str, Any]:
+    if returned is None:
+        return {}
+    return dict(returned) if isinstance(returned, Mapping) else {SINGLE_OUTPUT: returned}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import getpass
+import hashlib
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -16,10 +16,11 @@ from mlplat.errors import InvalidPipeline, NotFound, Overloaded, Unavailable
 from mlplat.pipelines.headings import Headings
 from mlplat.pipelines.loader import load_file
 from mlplat.pipelines.spec import PipelineSpec
+from mlplat.sdk.capture.entry import user
 from mlplat.sdk.client import Client, client_for, default_url
 from mlplat.sdk.definition import Pipeline
 from mlplat.sdk.live import EventParser, LiveRun, LogPositions, RunEvent
-from mlplat.sdk.shipping import load_module, ship_local_code
+from mlplat.sdk.shipping import Shipper, StoreBlob, load_module, ship
 
 OCTETS = "application/octet-stream"
 #: Between two looks at a run that cannot be streamed, and at logs that are followed.
@@ -100,6 +101,58 @@ class PipelineRunHandle:
         """The JSON output of a step (a list for a fan-out); None while there is none or when it is not JSON."""
         return self.status()["steps"][step]["output"]
 
+    def definition(self) -> PipelineSpec:
+        """The definition that the run was made from."""
+        return PipelineSpec.model_validate(self._client.get(f"/api/v1/pipeline-runs/{self.run_id}/definition"))
+
+    def cancel(self, comment: str = "") -> None:
+        """Stops the run. Its attempts are asked to end, then forced; its finally steps still run."""
+        self._tell("cancel", comment)
+
+    def approve(self, step: str, comment: str = "") -> None:
+        """Lets the approval step succeed.
+
+        Raises:
+            NotFound: no such step.
+            InvalidInput: the step waits for no decision.
+            PermissionDenied: it is for others to decide.
+        """
+        self._tell(f"steps/{quote(step, safe='')}/approve", comment)
+
+    def reject(self, step: str, comment: str = "") -> None:
+        """Lets the approval step fail; raises what ``approve`` does."""
+        self._tell(f"steps/{quote(step, safe='')}/reject", comment)
+
+    def resume(
+        self,
+        source: Source | None = None,
+        params: Mapping[str, Any] | None = None,
+        *,
+        from_step: str | None = None,
+        priority: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> PipelineRunHandle:
+        """Starts a run that keeps those results of this one that still hold, and runs what failed or changed.
+
+        Args:
+            source: another definition, with which steps that are the same as before keep their results.
+            params: other values; parameters that are not named keep theirs.
+            from_step: this step and what depends on it run again, whatever became of them.
+
+        Raises:
+            InvalidPipeline: the definition or a parameter was refused; one problem a line.
+            InvalidInput: this run is not over, or there is no such step.
+        """
+        spec = self.definition() if source is None else load_pipeline(source, self._client)
+        kept = {name: value for name, value in self.status()["params"].items() if name in spec.parameters}
+        return _submit(
+            self._client, spec, {**kept, **(params or {})}, idempotency_key, priority=priority,
+            resumed_from=self.run_id, from_step=from_step,
+        )  # fmt: skip
+
+    def _tell(self, what: str, comment: str) -> None:
+        self._client.post(f"/api/v1/pipeline-runs/{self.run_id}/{what}", {"by": user(), "comment": comment})
+
     def logs(self, step: str | None = None) -> str:
         """What the attempts printed."""
         return "".join(self.log_parts(step))
@@ -169,33 +222,61 @@ class PipelineRunHandle:
             raise Unavailable(f"pipeline run {self.run_id} is not over after {timeout_s:g} s")
 
 
-def load_pipeline(source: str | Path | Pipeline | PipelineSpec, client: Client) -> PipelineSpec:
-    """The definition in a YAML file, a Python file with one ``@pipeline``, or an object of either kind.
+#: A YAML file, a Python file with one ``@pipeline``, or an object of either kind.
+Source = str | Path | Pipeline | PipelineSpec
 
-    Code that is not installed is uploaded through ``client``.
+
+def load_pipeline(source: Source, client: Client) -> PipelineSpec:
+    """The definition; code that is not installed and files beside it are uploaded through ``client``.
 
     Raises:
-        InvalidPipeline: it cannot be read, or is not sound.
+        InvalidPipeline: it cannot be read, or is not sound; one problem a line.
     """
 
     def store_blob(body: bytes) -> str:
         digest: str = client.post_bytes("/api/v1/blobs", body, OCTETS)["digest"]
         return digest
 
+    return compile_pipeline(source, store_blob)
+
+
+def check_pipeline(source: Source) -> PipelineSpec:
+    """The definition, without a platform: nothing is uploaded.
+
+    Raises:
+        InvalidPipeline: it cannot be read, or is not sound; one problem a line.
+    """
+    return compile_pipeline(source, lambda body: hashlib.sha256(body).hexdigest())
+
+
+def compile_pipeline(source: Source, store_blob: StoreBlob) -> PipelineSpec:
+    """The definition, with what lies beside it stored by ``store_blob``.
+
+    Raises:
+        InvalidPipeline: it cannot be read, or is not sound; one problem a line.
+    """
     if isinstance(source, PipelineSpec):
         return source
     if isinstance(source, Pipeline):
         return source.build(store_blob)
+    file, _colon, name = str(source).partition(".py:")
+    if name:
+        return _pipeline_of(Path(f"{file}.py"), name).build(store_blob)
     path = Path(source)
     if path.suffix == ".py":
-        return _only_pipeline(path).build(store_blob)
-    return ship_local_code(load_file(path), path.resolve().parent, store_blob)
+        return _pipeline_of(path, None).build(store_blob)
+    loaded = load_file(path)
+    try:
+        return ship(loaded.spec, loaded.folders, Shipper(store_blob))
+    except InvalidPipeline as error:
+        raise InvalidPipeline(f"{path}: {error.message}") from error
 
 
 def submit(
-    source: str | Path | Pipeline | PipelineSpec,
+    source: Source,
     params: Mapping[str, Any] | None = None,
     *,
+    priority: int | None = None,
     idempotency_key: str | None = None,
     url: str | None = None,
 ) -> PipelineRunHandle:
@@ -204,6 +285,7 @@ def submit(
     Args:
         source: a YAML or Python file, or a pipeline object.
         params: values of the pipeline's parameters.
+        priority: instead of the definition's, -100 to 100; higher runs first.
         idempotency_key: submitting twice under one key gives one run; random by default.
         url: the platform; by default ``MLPLAT_URL``, or the one on this machine.
 
@@ -211,21 +293,48 @@ def submit(
         InvalidPipeline: the definition or a parameter was refused; one problem a line.
     """
     client = client_for(url or default_url())
-    spec = load_pipeline(source, client)
+    return _submit(client, load_pipeline(source, client), params or {}, idempotency_key, priority=priority)
+
+
+def pipeline_run(run_id: str, url: str | None = None) -> PipelineRunHandle:
+    """A run that was submitted before."""
+    return PipelineRunHandle(client_for(url or default_url()), run_id)
+
+
+def _submit(
+    client: Client, spec: PipelineSpec, params: Mapping[str, Any], idempotency_key: str | None, **more: Any
+) -> PipelineRunHandle:
     body = {
         "spec": spec.to_json(),
-        "params": dict(params or {}),
+        "params": dict(params),
         "idempotency_key": idempotency_key or uuid.uuid4().hex,
-        "submitted_by": getpass.getuser(),
+        "submitted_by": user(),
+        **{key: value for key, value in more.items() if value is not None},
     }
     return PipelineRunHandle(client, client.post("/api/v1/pipeline-runs", body)["run_id"])
 
 
-def _only_pipeline(path: Path) -> Pipeline:
+def _pipeline_of(path: Path, name: str | None) -> Pipeline:
+    """The pipeline of that name in a Python file; without a name the one that is no part of another."""
     if not path.is_file():
         raise InvalidPipeline(f"{path}: no such file")
-    found = [value for value in vars(load_module(path)).values() if isinstance(value, Pipeline)]
-    if len(found) != 1:
-        names = ", ".join(item.name for item in found) or "none"
-        raise InvalidPipeline(f"{path}: expected one @pipeline function, found {names}")
-    return found[0]
+    found = {key: value for key, value in vars(load_module(path)).items() if isinstance(value, Pipeline)}
+    if name is not None and name in found:
+        return found[name]
+    if name is None:
+        whole = found if len(found) == 1 else _whole_ones(found)
+        if len(whole) == 1:
+            return next(iter(whole.values()))
+    what = "one @pipeline function that is no part of another" if name is None else f"a @pipeline function {name!r}"
+    raise InvalidPipeline(
+        f"{path}: expected {what}, found {', '.join(found) or 'none'}; {path.name}:NAME names the one you mean"
+    )
+
+
+def _whole_ones(found: Mapping[str, Pipeline]) -> dict[str, Pipeline]:
+    inside: set[str] = set()
+    for each in found.values():
+        for step in each.build(lambda body: hashlib.sha256(body).hexdigest()).all_steps.values():
+            if step.pipeline is not None:
+                inside.add(step.pipeline.name)
+    return {key: value for key, value in found.items() if value.pipeline_name not in inside}

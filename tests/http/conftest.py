@@ -24,7 +24,6 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from mlplat import __version__
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.db.lease import LeaseKeeper
-from mlplat.execution.functions import try_imports
 from mlplat.http.app import create_app
 from mlplat.http.services import Services
 from mlplat.metrics.queries import Statement
@@ -36,6 +35,7 @@ from mlplat.pipelines.store import PipelineStore
 from mlplat.registry.service import RegistryService
 from mlplat.registry.store import RegistryStore
 from mlplat.sdk.process import this_process
+from mlplat.steps.functions import try_imports
 from mlplat.tracking.datasets import DatasetStore
 from mlplat.tracking.experiments import ExperimentStore
 from mlplat.tracking.heartbeats import HeartbeatStore

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mlplat.cli import parse_params
+from mlplat.cli.params import parse_params
 from mlplat.errors import InvalidInput
 from mlplat.pipelines.spec import PipelineSpec
 

@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from mlplat.errors import InvalidInput
-from mlplat.execution.commands import CommandFailed, run_command
 from mlplat.pipelines.expressions import OutputRef
+from mlplat.steps.commands import CommandFailed, run_command
 
 
 def test_a_command_gets_its_arguments_and_gives_its_output() -> None:

@@ -12,8 +12,9 @@ import pytest
 
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.errors import InvalidInput
-from mlplat.execution.attempt import takes_context, user_traceback
-from mlplat.execution.functions import check_arguments, import_function, load_function, try_imports
+from mlplat.steps.calls import takes_context
+from mlplat.steps.failures import user_traceback
+from mlplat.steps.functions import check_arguments, import_function, load_function, try_imports
 
 
 def test_a_function_is_found_by_its_name() -> None:

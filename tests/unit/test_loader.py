@@ -88,7 +88,11 @@ def test_a_definition_that_is_no_text_has_no_lines_in_its_problems() -> None:
             "    uses: pkg.mod:load\n    needs: [report]\n",
             "p.yaml:10: steps.load: the steps wait for one another: load → report → train → load",
         ),
-        ("    needs: [train]", "    need: [train]", "p.yaml:23: steps.report.need: unknown field"),
+        (
+            "    needs: [train]",
+            "    need: [train]",
+            "p.yaml:23: steps.report.need: unknown field; did you mean 'needs'?",
+        ),
         ("name: digits\n", "name: digits\nversion: 2\n", "p.yaml:2: version: unknown field"),
         (
             "max_attempts: 3",
@@ -179,7 +183,7 @@ def test_several_problems_come_on_several_lines() -> None:
     text = "name: p\nsteps:\n  a:\n    uses: m\n    need: [b]\n"
     assert problems(text) == [
         "p.yaml:4: steps.a.uses: expected module:function, got 'm'",
-        "p.yaml:5: steps.a.need: unknown field",
+        "p.yaml:5: steps.a.need: unknown field; did you mean 'needs'?",
     ]
 
 
@@ -233,7 +237,7 @@ def test_a_text_that_is_too_large_is_refused() -> None:
 def test_a_file_is_read_with_its_path_in_the_problems(tmp_path: Path) -> None:
     file = tmp_path / "pipeline.yaml"
     file.write_text(GOOD)
-    assert load_file(file).name == "digits"
+    assert load_file(file).spec.name == "digits"
     file.write_text(GOOD.replace("[train]", "[nobody]"))
     with pytest.raises(InvalidPipeline) as caught:
         load_file(file)

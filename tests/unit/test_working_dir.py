@@ -12,8 +12,8 @@ import pytest
 
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.errors import InvalidInput
-from mlplat.execution.functions import import_function
-from mlplat.execution.working_dir import inside_working_dir
+from mlplat.steps.functions import import_function
+from mlplat.steps.working_dir import inside_working_dir
 
 
 @pytest.fixture

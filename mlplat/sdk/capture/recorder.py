@@ -49,7 +49,8 @@ class Recorder:
         self._settings = (capture or Capture()).settings()
         self._owner = owner
         # The attempt's log has all that the process prints, and the platform shows it as the run's console.
-        in_own_step = owner and current_step() is not None
+        step = current_step()
+        in_own_step = owner and step is not None and not step.is_local
         asked = capture is not None and capture.console is not None
         self._with_console = self._settings.capture_console and (asked or not in_own_step)
         self._entry = entry_point()

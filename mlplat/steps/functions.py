@@ -16,6 +16,7 @@ import cloudpickle
 
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.errors import InvalidInput
+from mlplat.steps.failures import user_line
 
 
 def load_function(uses: str, artifacts: ArtifactStore) -> Callable[..., Any]:
@@ -40,7 +41,9 @@ def import_function(uses: str) -> Callable[..., Any]:
     try:
         target: Any = importlib.import_module(module_name)
     except Exception as error:  # importing runs the user's own code
-        raise InvalidInput(f"cannot import {module_name!r}: {type(error).__name__}: {error}") from error
+        where = user_line(error)
+        line = f" ({where[0]}:{where[1]})" if where else ""
+        raise InvalidInput(f"cannot import {module_name!r}: {type(error).__name__}: {error}{line}") from error
     for part in qualified.split("."):
         try:
             target = getattr(target, part)

@@ -30,7 +30,19 @@ def inside_working_dir(digest: str | None, artifacts: ArtifactStore) -> Iterator
     if digest is None:
         yield
         return
-    folder = _unpacked(digest, artifacts)
+    folder, known = _unpacked(digest, artifacts), set(sys.modules)
+    try:
+        with inside_folder(folder):
+            yield
+    finally:  # the next attempt of this process may have other modules of the same names
+        for name in set(sys.modules) - known:
+            if (getattr(sys.modules[name], "__file__", None) or "").startswith(f"{folder}{os.sep}"):
+                del sys.modules[name]
+
+
+@contextmanager
+def inside_folder(folder: str) -> Iterator[None]:
+    """Runs the block in a folder, whose modules can be imported."""
     before = Path.cwd()
     os.chdir(folder)
     sys.path.insert(0, folder)
