@@ -32,6 +32,10 @@ class StepContext:
     #: It runs in the user's own process: the platform knows nothing of it.
     is_local: bool = False
 
+    def __getstate__(self) -> dict[str, Any]:
+        """In another process, such as a trial's, everything but the way to tell the attempt's progress."""
+        return {**self.__dict__, "on_progress": _untold}
+
     @property
     def label(self) -> str:
         """``run/step/item/attempt``, the attempt's name everywhere."""
@@ -50,6 +54,10 @@ class StepContext:
         if done is not None and not 0 <= done <= 1:
             raise InvalidInput(f"progress is a fraction between 0 and 1, not {done!r}")
         self.on_progress({"done": done, "text": text[:MAX_PROGRESS_TEXT]})
+
+
+def _untold(_progress: dict[str, Any]) -> None:
+    """What a process that is not the attempt's own says of its progress goes nowhere."""
 
 
 _current: ContextVar[StepContext | None] = ContextVar("mlplat_step", default=None)
