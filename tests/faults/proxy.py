@@ -1,4 +1,4 @@
-"""A TCP proxy that can be slow, cut what is open, or lose the answers of a server."""
+"""A TCP proxy that can be slow, cut what is open, lose the answers of a server, or leave connections half open."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import struct
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 from cluster.ports import free_port
 
@@ -16,19 +17,20 @@ _LINGER_0 = struct.pack("ii", 1, 0)
 
 
 class FaultProxy:
-    """Forwards ``port`` to ``target_port`` on this machine until ``close``."""
+    """Forwards ``port`` to another port of this machine, or to a Unix socket, until ``close``."""
 
-    def __init__(self, target_port: int) -> None:
+    def __init__(self, target: int | Path) -> None:
         self.port = free_port()
-        self._target_port = target_port
+        self._target = target
         self._listener = socket.create_server(("127.0.0.1", self.port))
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
         self._delay_s = 0.0
         self._lose_answers = False
+        self._swallow = False
         self._healed = threading.Event()
         #: How often each fault struck.
-        self.delayed = self.cut = self.answers_lost = 0
+        self.delayed = self.cut = self.answers_lost = self.swallowed = 0
         threading.Thread(target=self._accept, daemon=True, name="fault-proxy").start()
 
     def slow_down(self, delay_s: float) -> None:
@@ -40,10 +42,15 @@ class FaultProxy:
         """From now on requests arrive, and their connections break before the answer does."""
         self._lose_answers = True
 
+    def swallow(self) -> None:
+        """From now on nothing arrives and nobody hangs up: a connection that has lost something stays silent for ever,
+        also after ``heal``."""
+        self._swallow = True
+
     def heal(self) -> None:
         """Forwards faithfully again."""
         self._delay_s = 0.0
-        self._lose_answers = False
+        self._lose_answers = self._swallow = False
         self._healed.set()
 
     def cut_all(self) -> int:
@@ -68,7 +75,7 @@ class FaultProxy:
             except OSError:
                 return
             try:
-                server = socket.create_connection(("127.0.0.1", self._target_port), timeout=5)
+                server = self._connect()
             except OSError:
                 _reset(client)
                 continue
@@ -77,6 +84,17 @@ class FaultProxy:
                 self._open |= {client, server}
             for source, target, inspect in ((client, server, None), (server, client, self._answer)):
                 threading.Thread(target=self._pump, args=(source, target, inspect), daemon=True).start()
+
+    def _connect(self) -> socket.socket:
+        if isinstance(self._target, int):
+            return socket.create_connection(("127.0.0.1", self._target), timeout=5)
+        server = socket.socket(socket.AF_UNIX)
+        try:
+            server.connect(str(self._target))
+        except OSError:
+            server.close()
+            raise
+        return server
 
     def _answer(self, server: socket.socket, client: socket.socket) -> bool:
         if not self._lose_answers:
@@ -92,8 +110,13 @@ class FaultProxy:
         target: socket.socket,
         may_pass: Callable[[socket.socket, socket.socket], bool] | None,
     ) -> None:
+        silent = False
         with suppress(OSError):
             while data := source.recv(CHUNK_BYTES):
+                if self._swallow or silent:
+                    silent = True
+                    self.swallowed += 1
+                    continue
                 if self._delay_s:
                     self.delayed += 1
                     self._healed.wait(self._delay_s)
