@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,10 @@ class Lab:
             }  # fmt: skip
         return build_spec(document).to_json()
 
+    def single(self, name: str, function: Callable[..., Any], /, **step: Any) -> dict[str, Any]:
+        """A definition of one step."""
+        return build_spec({"name": name, "steps": {"only": {"uses": self.uses(function), **step}}}).to_json()
+
     def submit(self, spec: Mapping[str, Any], key: str) -> str:
         """One run, submitted with patience; returns its id."""
         body = {"spec": spec, "idempotency_key": key, "submitted_by": key.partition("-")[0]}
@@ -254,8 +259,7 @@ class Accepted:
     @property
     def gap_s(self) -> float:
         """The longest time between two acceptances."""
-        times = sorted(self.times)
-        return max((after - before for before, after in zip(times, times[1:], strict=False)), default=0.0)
+        return max((after - before for before, after in pairwise(sorted(self.times))), default=0.0)
 
 
 #: How long a client goes on asking with one key.

@@ -88,8 +88,9 @@ def multiply(children: int) -> None:
         "if len(sys.argv) > 2: subprocess.Popen([sys.executable, '-c', sys.argv[2], sys.argv[1]])\n"
         "time.sleep(600)\n"
     )
+    command = [sys.executable, "-c", code, CHILD_MARK, "import time; time.sleep(600)"]
     for _ in range(children):
-        subprocess.Popen([sys.executable, "-c", code, CHILD_MARK, "import time; time.sleep(600)"], start_new_session=True)
+        subprocess.Popen(command, start_new_session=True)
     while True:
         time.sleep(1)
 
