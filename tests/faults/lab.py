@@ -25,7 +25,7 @@ from cluster.postgres import EmbeddedPostgres
 from mlplat.pipelines.loader import build_spec
 from mlplat.sdk.client import Client
 from mlplat.sdk.pipeline_runs import OCTETS
-from mlplat.sdk.shipping import uses_of
+from mlplat.sdk.shipping import Shipper
 from tests.faults import pipeline_steps as steps
 from tests.faults.proxy import FaultProxy
 from tests.faults.stage import rows
@@ -101,9 +101,8 @@ class Lab:
         """The function's ``uses``; its code lies on the platform afterwards."""
         if function not in self._uses:
             client = Client(self.platform.url)
-            self._uses[function] = uses_of(
-                function, lambda body: str(client.post_bytes("/api/v1/blobs", body, OCTETS)["digest"])
-            )
+            shipper = Shipper(lambda body: str(client.post_bytes("/api/v1/blobs", body, OCTETS)["digest"]))
+            self._uses[function] = shipper.function(function)
         return self._uses[function]
 
     def sweep(
@@ -121,7 +120,7 @@ class Lab:
         log = {"log": str(self.log)}
         piece = {"uses": self.uses(steps.piece), "resources": {"cpus": 0.5}, **options}
         work = {"number": "${{ item }}", "pause_s": pause_s, "failing": failing, **log}
-        document = {
+        document: dict[str, Any] = {
             "name": name,
             "steps": {
                 "numbers": {"uses": self.uses(steps.numbers), "with": {"count": count, **log}},
