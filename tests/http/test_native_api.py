@@ -376,7 +376,7 @@ async def test_logs_have_a_heading_for_each_attempt(http: httpx.AsyncClient, sta
     assert response.headers["content-type"].startswith("text/plain")
     zeta = "── zeta · attempt 1 · FAILED\n── zeta · attempt 2 · SUCCEEDED\nfirst ä\nsecond \ufffd no newline\n"
     alpha = "── alpha[1] · attempt 1 · FAILED\nfrom the item\n"
-    assert response.text == zeta + alpha
+    assert response.text == alpha + zeta  # in the order in which they ended
     assert (await http.get(f"{RUNS}/{run_id}/logs?step=alpha")).text == alpha
     expect_error(await http.get(f"{RUNS}/{run_id}/logs?step=beta"), 404, MISSING, "no step 'beta'")
 
