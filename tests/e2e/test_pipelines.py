@@ -155,7 +155,11 @@ def _edit(old: str, new: str) -> str:
             "sums.yaml:16: steps.report.with.values: unknown step 'doubel'; did you mean 'double'?",
         ),
         (_edit("name: sums", "name: [sums"), ["-p", "name=x"], "not readable as YAML"),
-        (_edit("uses: sums:report", "uses: sums:repport"), ["-p", "name=x"], "steps.report: module 'sums' has no function 'repport'"),
+        (
+            _edit("uses: sums:report", "uses: sums:repport"),
+            ["-p", "name=x"],
+            "steps.report: module 'sums' has no function 'repport'",
+        ),
         (
             _edit("uses: sums:report", "uses: no_such_module:report"),
             ["-p", "name=x"],
