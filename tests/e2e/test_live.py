@@ -18,6 +18,7 @@ from tests.platform import ROOT, Platform
 
 CODE = """\
 import time
+import uuid
 from pathlib import Path
 
 def work(go, ctx):
@@ -30,13 +31,14 @@ def work(go, ctx):
 
 
 def _submit(platform: Platform, folder: Path, go: Path) -> PipelineRunHandle:
-    (folder / "worker.py").write_text(CODE)
+    module = f"worker_{uuid.uuid4().hex[:8]}"  # two modules of one name in a process would be one another's
+    (folder / f"{module}.py").write_text(CODE)
     definition = folder / "live.yaml"
     definition.write_text(
         textwrap.dedent(f"""\
             name: live
             steps:
-              work: {{uses: "worker:work", with: {{go: "{go}"}}}}
+              work: {{uses: "{module}:work", with: {{go: "{go}"}}}}
               after: {{command: "echo after it", needs: [work]}}
             """)
     )
