@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import textwrap
+import uuid
 from pathlib import Path
 
 import httpx
