@@ -109,6 +109,7 @@ def test_hundreds_of_kills_lose_and_double_nothing(
     chance = random.Random(seed)
     with capsys.disabled():
         print(f"\nseed {seed}")
+    began = time.monotonic()
     verdicts: list[Verdict] = []
     for number in range(SOAK_KILLS // ROUND_KILLS):
         sequence = [
@@ -119,7 +120,10 @@ def test_hundreds_of_kills_lose_and_double_nothing(
         verdicts += _strike(remote_platform, sequence, tmp_path / str(number), capsys, remote_store)
     with capsys.disabled():
         points, gap = sum(verdict.points for verdict in verdicts), max(verdict.gap_s for verdict in verdicts)
-        print(f"{len(verdicts)} faults → {points} points acknowledged, lost 0, twice 0, longest gap {gap:.1f} s")
+        print(
+            f"{len(verdicts)} faults, {SOAK_KILLS} of them kills → {points} points acknowledged, lost 0, twice 0, "
+            f"torn 0, longest gap {gap:.1f} s, in {(time.monotonic() - began) / 60:.0f} min"
+        )
 
 
 @pytest.mark.soak
