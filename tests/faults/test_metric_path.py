@@ -86,14 +86,12 @@ def _strike(
     return verdicts
 
 
-@pytest.mark.timeout(400)  # with the start of its platform
 def test_no_fault_loses_or_doubles_what_was_acknowledged(
     remote_platform: Platform, remote_store: RemoteStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _strike(remote_platform, [*KILLS, *OTHERS], tmp_path, capsys, remote_store)
 
 
-@pytest.mark.timeout(400)
 def test_the_embedded_store_may_die_with_its_shard(
     platform: Platform, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
