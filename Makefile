@@ -37,6 +37,9 @@ else
 	$(BIN)/python -m pytest $(ARGS)
 endif
 
+soak: .venv/installed ## Kill parts of a platform at work, hundreds of times (half an hour)
+	$(BIN)/python -m pytest -m soak $(ARGS)
+
 check: .venv/installed ## Lint, type-check and check the layers
 	$(BIN)/ruff check --no-cache .
 	$(BIN)/ruff format --no-cache --check .

@@ -22,6 +22,16 @@ from tests.faults.proxy import FaultProxy
 from tests.platform import Platform
 
 TEMPLATE = "mlplat_template"
+#: Tests of these folders wait for whole platforms, the first of them for its start too.
+PLATFORM_TESTS = {"e2e", "faults"}
+PLATFORM_TIMEOUT_S = 400
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Gives tests of platforms the time that they need on a machine with much else to do."""
+    for item in items:
+        if item.path.parent.name in PLATFORM_TESTS and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(PLATFORM_TIMEOUT_S))
 
 
 @contextmanager

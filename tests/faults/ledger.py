@@ -34,6 +34,8 @@ class Writers:
         runs = [new_run(client) for _ in range(len(paths) + 1)]
         self._plan = {"url": platform.url, "shared_run": runs[-1]}
         self._files: list[Path] = []
+        self._offsets: list[int] = []
+        self._entries: list[Entry] = []
         self._processes: list[subprocess.Popen[bytes]] = []
         self._expected = set(range(len(paths)))
         numbered = [(number, runs[number], path) for number, path in enumerate(paths)]
@@ -49,26 +51,42 @@ class Writers:
                 stdin=subprocess.PIPE, stdout=log, stderr=log, cwd=platform.state_dir, env=environment,
             )  # fmt: skip
         self._files.append(ledger)
+        self._offsets.append(0)
         self._processes.append(process)
 
     def entries(self) -> list[Entry]:
         """Every settled request so far, by the time at which it was."""
+        self._read()
+        return sorted(self._entries, key=lambda entry: entry.done or entry.sent)
+
+    def _read(self) -> list[Entry]:
+        """The requests that were settled since the last call."""
         found: list[Entry] = []
-        for file, process in zip(self._files, self._processes, strict=True):
-            text = file.read_text() if file.exists() else ""
-            lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        for number, (file, process) in enumerate(zip(self._files, self._processes, strict=True)):
+            lines = [json.loads(line) for line in self._new_lines(number)]
             defects = [line["defect"] for line in lines if "defect" in line]
             assert not defects, defects
             assert process.poll() in {None, 0}, file.with_suffix(".log").read_text()[-2000:]
             found += [Entry(**line) for line in lines]
-        return sorted(found, key=lambda entry: entry.done or entry.sent)
+        self._entries += found
+        return found
+
+    def _new_lines(self, number: int) -> list[bytes]:
+        file = self._files[number]
+        if not file.exists():
+            return []
+        with file.open("rb") as ledger:
+            ledger.seek(self._offsets[number])
+            whole, end, _torn = ledger.read().rpartition(b"\n")
+        self._offsets[number] += len(whole) + len(end)
+        return whole.splitlines()
 
     def progress(self, requests: int = 2) -> None:
         """Returns when every writer had so many further requests acknowledged."""
-        asked_at = time.monotonic()
+        asked_at, done = time.monotonic(), Counter[int]()
 
         def enough() -> bool:
-            done = Counter(entry.writer for entry in self.entries() if (entry.done or 0) > asked_at)
+            done.update(entry.writer for entry in self._read() if (entry.done or 0) > asked_at)
             return all(done[writer] >= requests for writer in self._expected)
 
         eventually(enough, PROGRESS_TIMEOUT_S, f"every writer has {requests} more acknowledgements")
@@ -134,7 +152,8 @@ class Verdict:
         failures = ", ".join(f"{count} × {what}" for what, count in sorted(self.failures.items())) or "none"
         return (
             f"{self.window.fault} → {self.window.fired} → {self.points} points acknowledged in {self.requests} "
-            f"requests, lost {self.lost}, twice {self.twice}, longest gap {self.gap_s:.1f} s, failed tries: {failures}"
+            f"requests, lost {self.lost}, twice {self.twice}, longest gap {self.gap_s:.1f} s of "
+            f"{self.window.ended - self.window.began:.1f} s, failed tries: {failures}"
         )
 
 

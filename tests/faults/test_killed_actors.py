@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import Run
 
 import mlplat
 from mlplat.demo.digits import EPOCHS, EXPERIMENT
@@ -23,6 +24,8 @@ from tests.platform import Platform, eventually
 
 #: A smaller sweep than the demo's default: the faults hit the same steps in a third of the time.
 PARAMS = {"trials": 2, "folds": 2}
+#: Longer than the minute of silence after which the platform ends a run itself.
+DELIVERY_S = 90
 
 
 def _rows(platform: Platform) -> dict[str, dict[str, Any]]:
@@ -108,7 +111,15 @@ def _check_tracking(client: MlflowClient, ours: str, lost_allowed: bool) -> None
     """No run of the pipeline is left RUNNING, and every finished trial has its whole curve, once."""
     experiment = client.get_experiment_by_name(EXPERIMENT)
     assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id], ours)
+    experiment_id = experiment.experiment_id
+
+    def ended() -> list[Run]:
+        runs = list(client.search_runs([experiment_id], ours))
+        return [] if any(run.info.status == "RUNNING" for run in runs) else runs
+
+    # Whoever finds the platform away leaves the end of its run to a thread, which tells it when the platform is back. A
+    # run that is never told ends as KILLED, after a minute of silence.
+    runs = eventually(ended, DELIVERY_S, "every run has ended")
     # A lost attempt's trials end as KILLED, or as FAILED where they noticed it themselves.
     allowed = {"FINISHED", "KILLED", "FAILED"} if lost_allowed else {"FINISHED"}
     assert {run.info.status for run in runs} <= allowed, [run.info.status for run in runs]

@@ -30,7 +30,7 @@ def test_all_is_well() -> None:
     assert (second.requests, second.points, second.lost, second.twice, second.gap_s) == (1, 3, 0, 0, 12.0)
     assert second.failures == {"503 Retry-After": 1}
     assert str(second) == (
-        "second → fired → 3 points acknowledged in 1 requests, lost 0, twice 0, longest gap 12.0 s, "
+        "second → fired → 3 points acknowledged in 1 requests, lost 0, twice 0, longest gap 12.0 s of 20.0 s, "
         "failed tries: 1 × 503 Retry-After"
     )
 
