@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+import psycopg
+from psycopg.abc import RV, PQGen
+from psycopg.pq import TransactionStatus
 from sqlalchemy import Engine, Executable, Row, create_engine
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -15,6 +18,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 CONNECT_TIMEOUT_S = 5
 STATEMENT_TIMEOUT_MS = 30_000
 POOL_TIMEOUT_S = 10
+#: A little more than the server's own patience: who says nothing for so long is gone, though nobody has hung up.
+ANSWER_TIMEOUT_S = STATEMENT_TIMEOUT_MS / 1000 + 5
 
 #: Errors that mean "Postgres is away or the connection broke": the same call may succeed later.
 CONNECTION_ERRORS = (OperationalError, InterfaceError, PoolTimeoutError)
@@ -28,18 +33,57 @@ def _connect_args(application: str) -> dict[str, object]:
         "keepalives_idle": 10,
         "keepalives_interval": 5,
         "keepalives_count": 3,
+        "tcp_user_timeout": 10_000,  # milliseconds, for what was sent and never acknowledged
     }
 
 
-def open_engine(url: str, application: str, pool_size: int) -> AsyncEngine:
-    """An async engine with bounded connections and timeouts; ``application`` shows in pg_stat_activity."""
+class _Connection(psycopg.AsyncConnection[Any]):
+    """Gives up on a server that neither answers nor hangs up, such as one behind a network that went away."""
+
+    answer_timeout_s = ANSWER_TIMEOUT_S
+
+    async def wait(
+        self,
+        gen: PQGen[RV],
+        interval: float = 0.1,
+        timeout: float | None = None,  # noqa: ASYNC109 - psycopg's signature
+    ) -> RV:
+        """See psycopg.
+
+        Raises:
+            OperationalError: no answer; the connection is closed.
+        """
+        try:
+            return await super().wait(gen, interval, self.answer_timeout_s if timeout is None else timeout)
+        except psycopg.OperationalError:
+            if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
+                self.pgconn.finish()  # an answer that comes late would be taken for another statement's
+            raise
+
+
+def _connect_bounded(answer_timeout_s: float) -> Callable[..., Awaitable[_Connection]]:
+    async def connect(*args: Any, **options: Any) -> _Connection:
+        connection = await _Connection.connect(*args, **options)
+        connection.answer_timeout_s = answer_timeout_s
+        return connection
+
+    return connect
+
+
+def open_engine(
+    url: str, application: str, pool_size: int, *, answer_timeout_s: float = ANSWER_TIMEOUT_S
+) -> AsyncEngine:
+    """An async engine with bounded connections and timeouts; ``application`` shows in pg_stat_activity.
+
+    No call waits for ever: a server that does not answer for ``answer_timeout_s`` counts as gone.
+    """
     return create_async_engine(
         url,
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=POOL_TIMEOUT_S,
         pool_pre_ping=True,
-        connect_args=_connect_args(application),
+        connect_args=_connect_args(application) | {"async_creator_fn": _connect_bounded(answer_timeout_s)},
     )
 
 
