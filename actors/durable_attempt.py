@@ -28,6 +28,7 @@ class DurableAttempt:
 
     def __init__(self, request: AttemptRequest, config: PlatformConfig, executor: str) -> None:
         self._executor = executor
+        self._begun: Notice | None = None
         self._loop = asyncio.get_running_loop()
         self._outcome: asyncio.Future[AttemptOutcome] = self._loop.create_future()
         self._thread = threading.Thread(target=self._run, args=(request, config), name="mlplat-attempt", daemon=True)
@@ -36,6 +37,8 @@ class DurableAttempt:
     async def outcome(self, executor: str) -> AttemptOutcome:
         """How the attempt ended, once it has. ``executor`` is told about it from now on."""
         self._executor = executor
+        if self._begun is not None:  # whoever takes it over has to know, above all for its timeout
+            tell_executor(executor, self._begun)
         return await asyncio.shield(self._outcome)
 
     async def pid(self) -> int:
@@ -53,6 +56,8 @@ class DurableAttempt:
         self._loop.call_soon_threadsafe(self._outcome.set_result, outcome)
 
     def _tell(self, notice: Notice) -> None:
+        if notice.progress is None:
+            self._begun = notice
         tell_executor(self._executor, notice)
 
 
