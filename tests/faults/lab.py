@@ -239,10 +239,11 @@ class Lab:
         """Processes that belong to attempts which are over: durable actors, and what steps have started."""
         marks = ("ray::DurableAttempt", steps.CHILD_MARK)
         found = []
-        for process in psutil.process_iter(["cmdline"]):
-            command = " ".join(process.info["cmdline"] or ())
-            if any(mark in command for mark in marks) and "pytest" not in command:
-                found.append(f"{process.pid} {command[:80]}")
+        for process in self.platform.processes():
+            with suppress(psutil.NoSuchProcess):
+                command = " ".join(process.cmdline())
+                if any(mark in command for mark in marks):
+                    found.append(f"{process.pid} {command[:80]}")
         return found
 
 
