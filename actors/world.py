@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -56,6 +56,7 @@ COUNT_EVERY_S = 5.0
 CODE_TIMEOUT_S = 60.0
 CODE_BELIEVED_S = 60.0
 MAX_CODE = 10_000
+MAX_REMOTES = 5_000
 _log = logging.getLogger(__name__)
 _TIMEOUT_TYPES = ("builtins.TimeoutError", "builtins.OSError", "builtins.Exception", "builtins.BaseException")
 
@@ -157,12 +158,12 @@ class RayWorld:
         except CONNECTION_ERRORS as error:
             _log.warning("runs of %s were not marked KILLED: %s", label, error)
 
-    async def find_cached(self, keys: Mapping[str, float | None]) -> Mapping[str, tuple[dict[str, Any], str]]:
+    async def find_cached(self, key: str, ttl_s: float | None) -> tuple[dict[str, Any], str] | None:
         """See ``driver.World``."""
         try:
-            return await self._store.find_cached(keys)
+            return await self._store.find_cached(key, ttl_s)
         except CONNECTION_ERRORS:
-            return {}
+            return None
 
     async def code_digest(self, uses: str) -> str | None:
         """See ``driver.World``. What was found out is believed for a minute."""
@@ -228,7 +229,7 @@ class RayWorld:
         key = (request.pipeline, request.step, request.fresh_process, request.reservation)
         known = self._remotes.get(key)
         if known is None:
-            if len(self._remotes) > 5_000:
+            if len(self._remotes) > MAX_REMOTES:
                 self._remotes.clear()
             task = self._fresh if request.fresh_process else self._light
             known = task.options(

@@ -56,8 +56,8 @@ class World(Protocol):
         """The attempt with this label died without a word: what it tracked ends with it."""
         ...
 
-    async def find_cached(self, keys: Mapping[str, float | None]) -> Mapping[str, tuple[dict[str, Any], str]]:
-        """Outputs, with their runs, by key; the values are their greatest ages in seconds."""
+    async def find_cached(self, key: str, ttl_s: float | None) -> tuple[dict[str, Any], str] | None:
+        """The output under a key that is no older than ``ttl_s``, with its run; None when there is none."""
         ...
 
     async def code_digest(self, uses: str) -> str | None:
@@ -266,7 +266,7 @@ class RunDriver:
             return False
         key = cache_key(request, caching.version, code)
         self._cache_keys[request.node] = key
-        found = (await self._world.find_cached({key: caching.ttl_s})).get(key)
+        found = await self._world.find_cached(key, caching.ttl_s)
         if found is None:
             return False
         self._cache_keys.pop(request.node)

@@ -95,6 +95,8 @@ class SchedulerService:
         self._specs = SpecCache()
         self._queue = AdmissionQueue(max_active_runs)
         self._placed: dict[str, str] = {}
+        #: Runs on their way to an executor, which does not know them yet.
+        self._handing: set[str] = set()
         self._silent_since: dict[str, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._automation = Automation(engine, lease, self.submit)
@@ -128,7 +130,7 @@ class SchedulerService:
                 new.run_id, new.priority, new.submitted_by, new.concurrency_key, new.concurrency_limit or 1
             )
             new.executor = self._place_at_once(candidate)
-            return await self._store_new(new, candidate)
+            return await self._store_new(new)
         except Fenced:
             self._lease.lost.set()
             raise
@@ -254,12 +256,15 @@ class SchedulerService:
         self._placed[run_id] = chosen
         return chosen
 
-    async def _store_new(self, new: NewRun, candidate: Candidate) -> str:
+    async def _store_new(self, new: NewRun) -> str:
+        self._handing.add(new.run_id)  # from before it is durable, so that no look finds it with nobody
         try:
             run_id, is_new = await self._submissions.add(new)
         except BaseException:
             self._forget(new.run_id)
             raise
+        if new.executor is None:
+            self._handing.discard(new.run_id)
         if not is_new:
             self._forget(new.run_id)
         elif new.executor is not None:
@@ -267,10 +272,12 @@ class SchedulerService:
         return run_id
 
     def _forget(self, run_id: str) -> None:
+        self._handing.discard(run_id)
         self._placed.pop(run_id, None)
         self._queue.end(run_id)
 
     def _hand_over(self, executor: str, assignment: Assignment) -> None:
+        self._handing.add(assignment.run_id)
         self._in_background(self._hand_over_now(executor, assignment))
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
@@ -286,8 +293,11 @@ class SchedulerService:
             _log.warning("left to the next look: %s", error)
 
     async def _hand_over_now(self, executor: str, assignment: Assignment) -> None:
-        await self._burst.over()
-        await self._lanes[executor].submit(assignment)
+        try:
+            await self._burst.over()
+            await self._lanes[executor].submit(assignment)
+        finally:
+            self._handing.discard(assignment.run_id)
 
     async def _admit(self) -> None:
         """Gives waiting runs to executors, as far as there is room."""
@@ -297,7 +307,12 @@ class SchedulerService:
         await self._assign(placements)
 
     async def _assign(self, placements: Mapping[str, str]) -> None:
-        epochs = await self._submissions.assign(placements)
+        self._handing.update(placements)
+        try:
+            epochs = await self._submissions.assign(placements)
+        except BaseException:
+            self._handing.difference_update(placements)
+            raise
         for run_id, executor in placements.items():
             if run_id in epochs:
                 self._hand_over(executor, Assignment(run_id, epochs[run_id]))
@@ -333,8 +348,11 @@ class SchedulerService:
             await self.cancel(run_id, by)
         await self._find_forgotten()
         await self._admit()
+        handing = set(self._handing)  # as it was before anybody was asked: an answer may be older than the hand-over
         owned = await self._ask_executors() if open_runs else {}
-        lost = [run.run_id for run in open_runs.values() if not self._is_driven(run, owned)]
+        lost = [
+            run.run_id for run in open_runs.values() if run.run_id not in handing and not self._is_driven(run, owned)
+        ]
         await self._assign({run_id: self._choose_executor(run_id) for run_id in lost})
 
     async def _find_forgotten(self) -> None:

@@ -243,19 +243,15 @@ class PipelineStore:
         await self._add_signal(run_id, SignalKind.APPROVE if approve else SignalKind.REJECT, step, by, comment)
         return snapshot.run
 
-    async def find_cached(self, keys: Mapping[str, float | None]) -> dict[str, tuple[dict[str, Any], str]]:
-        """Outputs with the runs that made them, by key. ``keys`` has the greatest age in seconds, or None."""
+    async def find_cached(self, key: str, ttl_s: float | None) -> tuple[dict[str, Any], str] | None:
+        """The output under a key, with the run that made it; None when there is none, or it is older than ``ttl_s``."""
         query = select(
-            step_cache.c.key, step_cache.c.output, step_cache.c.run_id,
+            step_cache.c.output, step_cache.c.run_id,
             func.extract("epoch", func.clock_timestamp() - step_cache.c.created_at).label("age_s"),
-        ).where(step_cache.c.key.in_(list(keys)))  # fmt: skip
-        found: dict[str, tuple[dict[str, Any], str]] = {}
+        ).where(step_cache.c.key == key)  # fmt: skip
         async with self._engine.connect() as connection:
-            for row in await connection.execute(query):
-                ttl_s = keys[row.key]
-                if ttl_s is None or row.age_s <= ttl_s:
-                    found[row.key] = (row.output, row.run_id)
-        return found
+            row = (await connection.execute(query)).first()
+        return None if row is None or (ttl_s is not None and row.age_s > ttl_s) else (row.output, row.run_id)
 
     async def _add_signal(self, run_id: str, kind: SignalKind, step: str, by: str, comment: str) -> None:
         values = {"run_id": run_id, "kind": kind, "step": step, "by": by, "comment": comment}

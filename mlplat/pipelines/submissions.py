@@ -11,7 +11,6 @@ from sqlalchemy import func, literal_column, select, text, update
 from sqlalchemy.exc import DataError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from mlplat.db.engine import HeldConnection
 from mlplat.db.group_commit import GroupCommit
 from mlplat.db.lease import Lease, LeaseKeeper
 from mlplat.db.snapshots import TRANSACTION_ID
@@ -21,7 +20,6 @@ from mlplat.pipelines.model import PipelineRun, SignalKind, State
 from mlplat.pipelines.store import IS_OPEN, run_of
 
 MAX_PENDING = 2_000
-COMMIT_TIMEOUT_S = 15
 
 
 @dataclass
@@ -54,7 +52,6 @@ class SubmissionStore:
     def __init__(self, engine: AsyncEngine, lease: LeaseKeeper) -> None:
         self._engine = engine
         self._autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
-        self._writer = HeldConnection(engine, COMMIT_TIMEOUT_S)
         self._lease = lease
         self._group: GroupCommit[NewRun] = GroupCommit(self._commit, max_group=200, max_pending=MAX_PENDING)
 
@@ -81,7 +78,6 @@ class SubmissionStore:
     async def close(self) -> None:
         """Commits what is queued."""
         await self._group.close()
-        await self._writer.close()
 
     async def _commit(self, group: Sequence[NewRun]) -> None:
         """Commits the group; if Postgres refuses its data, commits one by one, so that each answers for itself."""
@@ -149,7 +145,7 @@ class SubmissionStore:
             return (await connection.execute(statement)).first() is not None
 
     async def find_open(self, *, assigned: bool) -> list[PipelineRun]:
-        """Runs that are not over and have an executor, or have none; oldest first. Without their outputs."""
+        """Runs that are not over and have an executor, or have none; oldest first."""
         has_one = pipeline_run.c.executor.is_not(None) if assigned else pipeline_run.c.executor.is_(None)
         query = select(pipeline_run).where(IS_OPEN, has_one).order_by(pipeline_run.c.created_at)
         async with self._engine.connect() as connection:

@@ -65,9 +65,9 @@ class SleepingWorld:
     async def lost(self, label: str) -> None:
         """Nothing is tracked."""
 
-    async def find_cached(self, keys: Mapping[str, float | None]) -> Mapping[str, tuple[dict[str, Any], str]]:
+    async def find_cached(self, key: str, ttl_s: float | None) -> tuple[dict[str, Any], str] | None:
         """Nothing is cached."""
-        return {}
+        return None
 
     async def code_digest(self, uses: str) -> str | None:
         """Nothing is cached."""

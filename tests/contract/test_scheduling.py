@@ -29,14 +29,22 @@ class Driver:
 
     name: str
     runs: dict[str, int] = field(default_factory=dict)
+    #: While it is clear, runs are on their way and do not arrive.
+    way: asyncio.Event = field(default_factory=asyncio.Event)
+    looks: int = 0
+
+    def __post_init__(self) -> None:
+        self.way.set()
 
     async def assign(self, assignments: Sequence[Assignment]) -> None:
         """Takes them."""
+        await self.way.wait()
         self.runs |= {assignment.run_id: assignment.epoch for assignment in assignments}
 
     async def owned(self) -> Mapping[str, int]:
         """What it has."""
-        return self.runs
+        self.looks += 1
+        return dict(self.runs)
 
     async def poke(self) -> None:
         """Nothing to do."""
@@ -108,6 +116,29 @@ async def test_runs_wait_for_room_and_then_run(scheduling: Scheduling) -> None:
     await scheduling.end(first)
     await scheduling.is_driven(second)
     assert (await scheduling.run(second)).epoch == 1
+
+
+async def test_a_run_on_its_way_to_an_executor_is_not_given_away_again(scheduling: Scheduling) -> None:
+    scheduling.driver.way.clear()
+    run_id = await scheduling.submit()
+    before = scheduling.driver.looks
+
+    async def looked_twice() -> bool:
+        return scheduling.driver.looks >= before + 3  # a third look begins after the second has had its effect
+
+    await until(looked_twice)
+    assert (await scheduling.run(run_id)).epoch == 1
+    scheduling.driver.way.set()
+    await scheduling.is_driven(run_id)
+    assert scheduling.driver.runs == {run_id: 1}
+
+
+async def test_a_run_that_its_executor_has_lost_is_given_to_it_again(scheduling: Scheduling) -> None:
+    run_id = await scheduling.submit()
+    await scheduling.is_driven(run_id)
+    scheduling.driver.runs.clear()
+    await scheduling.is_driven(run_id)
+    assert scheduling.driver.runs == {run_id: 2}
 
 
 async def test_a_run_that_waits_is_cancelled_at_once(scheduling: Scheduling) -> None:

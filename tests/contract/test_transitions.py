@@ -134,12 +134,13 @@ async def test_cached_outputs_are_found_by_key_and_age(pipelines: Pipelines) -> 
     value: dict[str, object] = {"kind": "json", "value": [1]}
     cache = [CachedOutput("k1", "train", -1, value), CachedOutput("k2", "train", 3, value)]
     await pipelines.writer.write(transition(run_id, epoch, cache=cache))
-    found = await pipelines.store.find_cached({"k1": None, "k2": 60.0, "k3": None})
-    assert found == {"k1": (value, run_id), "k2": (value, run_id)}
+    assert await pipelines.store.find_cached("k1", None) == (value, run_id)
+    assert await pipelines.store.find_cached("k2", 60.0) == (value, run_id)
+    assert await pipelines.store.find_cached("k3", None) is None
     async with pipelines.engine.begin() as connection:
         await connection.execute(text("UPDATE step_cache SET created_at = created_at - interval '1 hour'"))
-    assert await pipelines.store.find_cached({"k1": None, "k2": 60.0}) == {"k1": (value, run_id)}
-    assert await pipelines.store.find_cached({}) == {}
+    assert await pipelines.store.find_cached("k1", None) == (value, run_id)
+    assert await pipelines.store.find_cached("k2", 60.0) is None
 
 
 async def test_a_cached_output_is_replaced_by_a_newer_one(pipelines: Pipelines) -> None:
@@ -147,7 +148,7 @@ async def test_a_cached_output_is_replaced_by_a_newer_one(pipelines: Pipelines) 
         run_id, epoch = await pipelines.run()
         twice = [CachedOutput("k", "train", -1, {"kind": "json", "value": number})] * 2
         await pipelines.writer.write(transition(run_id, epoch, cache=twice))
-        assert await pipelines.store.find_cached({"k": None}) == {"k": ({"kind": "json", "value": number}, run_id)}
+        assert await pipelines.store.find_cached("k", None) == ({"kind": "json", "value": number}, run_id)
 
 
 async def test_fenced_transitions_write_nothing_and_the_others_of_their_group_do(pipelines: Pipelines) -> None:
@@ -169,10 +170,10 @@ async def test_fenced_transitions_write_nothing_and_the_others_of_their_group_do
         *(pipelines.writer.write(everything(run_id, epoch)) for run_id, epoch in runs), return_exceptions=True
     )
     children = await pipelines.store.find_states([f"child-of-{run_id}" for run_id, _epoch in runs])
-    cached = await pipelines.store.find_cached({f"key-of-{run_id}": None for run_id, _epoch in runs})
     for (run_id, _epoch), answer in zip(runs, answers, strict=True):
         assert (f"child-of-{run_id}" in children) == (run_id not in lost)
-        assert (f"key-of-{run_id}" in cached) == (run_id not in lost)
+        cached = await pipelines.store.find_cached(f"key-of-{run_id}", None)
+        assert (cached is not None) == (run_id not in lost)
         if run_id in lost:
             assert isinstance(answer, Fenced)
             assert await pipelines.snapshot(run_id) == before[run_id]

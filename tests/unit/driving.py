@@ -175,10 +175,10 @@ class FakeWorld:
         """See ``driver.World``."""
         self.lost_labels.append(label)
 
-    async def find_cached(self, keys: Mapping[str, float | None]) -> Mapping[str, tuple[dict[str, Any], str]]:
+    async def find_cached(self, key: str, ttl_s: float | None) -> tuple[dict[str, Any], str] | None:
         """See ``driver.World``."""
         await self.looking_up.wait()
-        return {key: self.cache[key] for key in keys if key in self.cache}
+        return self.cache.get(key)
 
     async def code_digest(self, uses: str) -> str | None:
         """See ``driver.World``."""

@@ -16,6 +16,7 @@ from mlplat.http.routes.pipeline_status import (
     AttemptStatus,
     RunStatus,
     SignalStatus,
+    StepFields,
     attempt_status,
     json_output,
     signal_status,
@@ -49,22 +50,12 @@ class Snapshot(BaseModel):
     dag: list[DagStep]
 
 
-class StepRow(BaseModel):
+class StepRow(StepFields):
     """A step (``item`` is None), or one item of its fan-out. ``items`` is the number of a step's items."""
 
     step: str
     item: int | None
-    state: State
     items: int | None
-    attempt: int
-    failures: int
-    error: str | None
-    output: Any
-    retry_at: datetime | None
-    queued_at: datetime | None
-    started_at: datetime | None
-    finished_at: datetime | None
-    reused_from: str | None
 
 
 class Change(BaseModel):
@@ -110,7 +101,7 @@ def message(event: str, data: BaseModel, number: int | None = None) -> bytes:
     return f"{head}event: {event}\ndata: {data.model_dump_json()}\n\n".encode()
 
 
-def graph_of(spec: PipelineSpec) -> list[DagStep]:
+def dag_of(spec: PipelineSpec) -> list[DagStep]:
     """The graph, in the order of the definition."""
     needs, order = dependencies(spec), {name: index for index, name in enumerate(spec.all_steps)}
     return [
@@ -125,7 +116,7 @@ def graph_of(spec: PipelineSpec) -> list[DagStep]:
 
 def snapshot_message(snapshot: RunSnapshot) -> bytes:
     """The first event of a stream."""
-    dag = graph_of(PipelineSpec.model_validate(snapshot.spec))
+    dag = dag_of(PipelineSpec.model_validate(snapshot.spec))
     return message("snapshot", Snapshot(run=status_of(snapshot), dag=dag), snapshot.run.seq)
 
 

@@ -32,8 +32,8 @@ class RunSummary(BaseModel):
     finished_at: datetime | None
 
 
-class StepStatus(BaseModel):
-    """A step of a run, or one item of its fan-out. ``output`` is None when it is not JSON."""
+class StepFields(BaseModel):
+    """What is said of a step, or of one item of its fan-out. ``output`` is None when it is not JSON."""
 
     state: State
     attempt: int
@@ -45,6 +45,11 @@ class StepStatus(BaseModel):
     started_at: datetime | None
     finished_at: datetime | None
     reused_from: str | None
+
+
+class StepStatus(StepFields):
+    """A step of a run with its items, or one of these."""
+
     items: list[StepStatus] | None
 
 
