@@ -251,3 +251,18 @@ class Play:
             assert key not in self.requests or key not in self.ledger.attempts, f"{key} starts twice"
             self.requests[key] = request
         return Seen([(r.step, r.item, r.attempt) for r in actions.start], actions.stop, actions.wake_at)
+
+
+def begun(steps: dict[str, Any], finally_: dict[str, Any] | None = None, **fields: Any) -> Play:
+    """A run of these steps that has begun."""
+    play = Play(spec_of(steps, finally_, **fields))
+    play.begin()
+    return play
+
+
+def labels(seen: Seen) -> list[str]:
+    """``step``, ``step[item]``, each with ``#attempt`` from the second on."""
+    return [
+        step + ("" if item == WHOLE_STEP else f"[{item}]") + ("" if attempt == 1 else f"#{attempt}")
+        for step, item, attempt in seen.start
+    ]
