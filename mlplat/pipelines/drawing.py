@@ -138,8 +138,11 @@ def _order(layers: list[list[_Box]], above: Mapping[int, list[_Box]], below: Map
     for sweep in range(_SWEEPS):
         beside, ordered = (above, layers) if sweep % 2 == 0 else (below, layers[::-1])
         for layer in ordered:
-            weights = {id(box): _mean([place[id(other)] for other in beside.get(id(box), ())]) for box in layer}
-            layer.sort(key=lambda box, w=weights: place[id(box)] if (at := w[id(box)]) is None else at)  # type: ignore[misc]
+            weights: dict[int, float] = {}
+            for box in layer:
+                mean = _mean([place[id(other)] for other in beside.get(id(box), ())])
+                weights[id(box)] = place[id(box)] if mean is None else mean
+            layer.sort(key=lambda box, weights=weights: weights[id(box)])  # type: ignore[misc]  # mypy infers no default
             place.update((id(box), float(index)) for index, box in enumerate(layer))
 
 

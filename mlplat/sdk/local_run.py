@@ -119,9 +119,11 @@ class LocalShipper(Shipper):
     """Leaves functions and folders where they are: they run in this process. Enter it for the time of the run."""
 
     def __init__(self, options: LocalOptions | None) -> None:
-        kept = options.folder if options is not None else None
-        self._temporary = None if kept is not None else tempfile.TemporaryDirectory(prefix="mlplat-run-")
-        root = Path(kept).resolve() if kept is not None else Path(self._temporary.name)  # type: ignore[union-attr]
+        root = None if options is None or options.folder is None else Path(options.folder).resolve()
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        if root is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="mlplat-run-")
+            root = Path(self._temporary.name)
         self.artifacts = ArtifactStore(f"file://{root}")
         self._here: dict[str, Callable[..., Any]] = {}
         super().__init__(self.artifacts.put_blob)

@@ -36,7 +36,7 @@ class Placeholder:
     def __eq__(self, other: object) -> Placeholder:  # type: ignore[override]  # a condition, known when it runs
         return self._compared("==", other)
 
-    def __ne__(self, other: object) -> Placeholder:  # type: ignore[override]
+    def __ne__(self, other: object) -> Placeholder:  # type: ignore[override]  # as above
         return self._compared("!=", other)
 
     def __lt__(self, other: object) -> Placeholder:
