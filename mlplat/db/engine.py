@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from sqlalchemy import Engine, Executable, Row, create_engine
+from sqlalchemy import Engine, ExceptionContext, Executable, Row, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -18,6 +18,8 @@ POOL_TIMEOUT_S = 10
 
 #: Errors that mean "Postgres is away or the connection broke": the same call may succeed later.
 CONNECTION_ERRORS = (OperationalError, InterfaceError, PoolTimeoutError)
+#: SQLSTATEs of a server that can be read and takes no writes: its disk is full, or so nearly full that it was told to.
+DISK_FULL, READ_ONLY = "53100", "25006"
 
 
 def _connect_args(application: str) -> dict[str, object]:
@@ -33,7 +35,7 @@ def _connect_args(application: str) -> dict[str, object]:
 
 def open_engine(url: str, application: str, pool_size: int) -> AsyncEngine:
     """An async engine with bounded connections and timeouts; ``application`` shows in pg_stat_activity."""
-    return create_async_engine(
+    engine = create_async_engine(
         url,
         pool_size=pool_size,
         max_overflow=0,
@@ -41,6 +43,34 @@ def open_engine(url: str, application: str, pool_size: int) -> AsyncEngine:
         pool_pre_ping=True,
         connect_args=_connect_args(application),
     )
+    event.listen(engine.sync_engine, "handle_error", _refused_for_now)
+    return engine
+
+
+def _refused_for_now(context: ExceptionContext) -> None:
+    """A refusal that has to do with the server, not with the statement, is one of ``CONNECTION_ERRORS``."""
+    error = context.original_exception
+    if getattr(error, "sqlstate", None) == READ_ONLY:
+        raise OperationalError(context.statement, None, error) from error
+
+
+def why_away(error: BaseException) -> str:
+    """What one of ``CONNECTION_ERRORS`` means, for whoever has to try again."""
+    state = getattr(getattr(error, "orig", None), "sqlstate", None)
+    if state == DISK_FULL:
+        return "Postgres' disk is full; retry when there is room"
+    if state == READ_ONLY:
+        return "Postgres takes no writes while its disk is nearly full; retry when there is room"
+    return "Postgres is away; retry"
+
+
+@asynccontextmanager
+async def vital_transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """A transaction that may write even while the disk is nearly full: a few bytes that keep the platform alive, or
+    what frees space."""
+    async with engine.begin() as connection:
+        await connection.execute(text("SET TRANSACTION READ WRITE"))
+        yield connection
 
 
 class HeldConnection:

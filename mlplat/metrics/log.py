@@ -20,7 +20,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.types import Text
 
-from mlplat.db.engine import CONNECTION_ERRORS
+from mlplat.db.engine import CONNECTION_ERRORS, vital_transaction
 from mlplat.db.lease import Lease
 from mlplat.db.tables import metric_flush, metric_log, run
 from mlplat.errors import InvalidInput, NotFound, PlatformError
@@ -154,14 +154,14 @@ class MetricLog:
         """Records that the store has everything up to ``seq``."""
         mark = insert(metric_flush).values(shard=self._shard, seq=seq)
         mark = mark.on_conflict_do_update(index_elements=["shard"], set_={"seq": mark.excluded.seq})
-        async with self._engine.begin() as connection:
+        async with vital_transaction(self._engine) as connection:
             await held.check(connection)
             await connection.execute(mark)
 
     async def truncate_flushed(self, held: Lease, seq: int) -> None:
         """Empties the partitions in which no group is newer than ``seq``, all of which the store has."""
         for slot in self._slots:
-            async with self._engine.begin() as connection:
+            async with vital_transaction(self._engine) as connection:
                 await held.check(connection)
                 last = select(func.max(metric_log.c.seq)).where(metric_log.c.slot == slot)
                 found = (await connection.execute(last)).scalar()

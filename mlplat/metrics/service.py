@@ -18,7 +18,7 @@ import pyarrow as pa
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from mlplat.db.engine import CONNECTION_ERRORS
+from mlplat.db.engine import CONNECTION_ERRORS, why_away
 from mlplat.db.group_commit import GroupCommit
 from mlplat.db.lease import LeaseKeeper
 from mlplat.errors import Fenced, Overloaded, PlatformError, Unavailable
@@ -285,13 +285,13 @@ class MetricService:
         except CONNECTION_ERRORS:
             # Unknown for good: start over from what the log says.
             self._lease.lost.set()
-            raise Unavailable("Postgres is away; retry") from error
+            raise Unavailable(why_away(error)) from error
         written = await self._log.read_after(group.seq - 1, 1)
         if last < group.seq or not written or written[0].body != group.body:
             # Not there, or somebody else's: nothing of this group is acknowledged.
             if last >= group.seq:
                 self._lease.lost.set()
-            raise Unavailable("Postgres is away; retry") from error
+            raise Unavailable(why_away(error)) from error
 
     async def _open_store(self) -> None:
         if not self._is_open:
