@@ -94,6 +94,8 @@ class MetricService:
         # The groups of the log behind a number, on their way.
         self._ahead: tuple[int, asyncio.Task[list[Cached[pa.Table]]]] | None = None
         self._is_open = False
+        # Why the last attempt to move groups on was in vain.
+        self._problem = ""
         self._log_bytes = 0
         self._log_measured_at = 0.0
         self.counters = Counters()
@@ -202,8 +204,10 @@ class MetricService:
             raise Unavailable(f"the metric store is {self._buffer.lag} groups behind; retry") from error
 
     def lag(self) -> str:
-        """What is committed and not yet readable, for people."""
-        return f"{self._buffer.lag} groups" if self._buffer.lag else "0"
+        """What is committed and not yet readable, for people, and what is in the way."""
+        if not self._buffer.lag:
+            return "0"
+        return f"{self._buffer.lag} groups" + (f": {self._problem}" if self._problem else "")
 
     def stats(self) -> dict[str, int]:
         """Counters and the state of the buffer."""
@@ -301,18 +305,20 @@ class MetricService:
     async def _flush_forever(self) -> None:
         while True:
             try:
+                await self._measure_log()
                 await self._open_store()
                 if self._buffer.lag == 0:
                     self._work.clear()
                     self._hurry.clear()
                     await self._work.wait()
                 await self._gather()
-                await self._measure_log()
                 await self._flush_once()
+                self._problem = ""
             except Fenced:
                 self._lease.lost.set()
                 return
-            except (PlatformError, *CONNECTION_ERRORS):
+            except (PlatformError, *CONNECTION_ERRORS) as error:
+                self._problem = error.message if isinstance(error, PlatformError) else why_away(error)
                 self.counters.flush_errors += 1
                 await asyncio.sleep(RETRY_S)
 

@@ -256,7 +256,8 @@ class Run:
         """
         delivered = self._outbox.flush(timeout_s, timeout_s)
         if not delivered:
-            raise Unavailable(f"run {self.run_id}: not everything has arrived; the rest is in {self._outbox.folder}")
+            rest = "in memory, for there is no room in" if self._outbox.in_memory else "in"
+            raise Unavailable(f"run {self.run_id}: not everything has arrived; the rest is {rest} {self._outbox.folder}")
         refused = self._outbox.notes(self.run_id).refused
         if refused:
             raise InvalidInput(f"run {self.run_id}: not accepted: {'; '.join(refused)}")
@@ -376,7 +377,12 @@ class Run:
         if finished.refused:
             problems.append(f"not accepted: {'; '.join(finished.refused)}")
         if finished.dropped_points:
-            problems.append(f"{finished.dropped_points} metric points were dropped: they came too fast")
+            problems.append(f"{finished.dropped_points} metric points were dropped: there was no room for them")
+        if waiting := self._outbox.in_memory:
+            problems.append(
+                f"{self._outbox.folder} is full: {waiting} records wait in memory, and are lost unless there is room "
+                "before this process ends"
+            )
         if not finished.delivered and not self._outbox.offline:
             problems.append(
                 f"{self._outbox.url} is away: the rest waits in {self._outbox.folder} for the next run or `mlplat sync`"

@@ -16,6 +16,7 @@ import pytest
 
 from cluster.postgres import EmbeddedPostgres
 from tests.clickhouse import ClickHouse, RemoteStore
+from tests.faults.disks import SmallDisk
 from tests.faults.ledger import Writers
 from tests.faults.proxy import FaultProxy
 from tests.platform import Platform, eventually
@@ -26,12 +27,21 @@ RECOVERY_S = 60
 
 
 @dataclass(frozen=True)
+class Disks:
+    """Small disks of a platform, under the data of its embedded engines."""
+
+    postgres: SmallDisk
+    metrics: SmallDisk
+
+
+@dataclass(frozen=True)
 class Stage:
     """A platform and writers at work; ``remote`` where its metric store is a ClickHouse server."""
 
     platform: Platform
     writers: Writers
     remote: RemoteStore | None = None
+    disks: Disks | None = None
 
     @property
     def clickhouse(self) -> ClickHouse:
@@ -98,17 +108,17 @@ def postgres_killed(stage: Stage) -> str:
 
 def postgres_killed_with_its_keeper(stage: Stage) -> str:
     """The database dies, and so does what would start it again."""
-    server, keeper = EmbeddedPostgres(stage.platform.state_dir), _keeper(stage.platform)
+    server, keeper = EmbeddedPostgres(stage.platform.state_dir), keeper_of(stage.platform)
     keeper.kill()
     before = _kill_postgres(server)
     after = _postgres_is_back(server, before)
-    eventually(lambda: _keeper(stage.platform).pid != keeper.pid, RECOVERY_S, "the keeper is back")
+    eventually(lambda: keeper_of(stage.platform).pid != keeper.pid, RECOVERY_S, "the keeper is back")
     return f"pid {before} became {after}"
 
 
 def postgres_down(stage: Stage) -> str:
     """The database stays away until a request was refused, with the time after which to ask again."""
-    server, keeper = EmbeddedPostgres(stage.platform.state_dir), _keeper(stage.platform)
+    server, keeper = EmbeddedPostgres(stage.platform.state_dir), keeper_of(stage.platform)
     keeper.suspend()
     try:
         before = _kill_postgres(server)
@@ -135,7 +145,9 @@ def _postgres_is_back(server: EmbeddedPostgres, before: int) -> int:
     return pid
 
 
-def _keeper(platform: Platform) -> psutil.Process:
+def keeper_of(platform: Platform) -> psutil.Process:
+    """What starts the database again when it dies."""
+
     def find() -> psutil.Process | None:
         found = [process for process in platform.processes() if "ray::PostgresKeeper" in _command(process)]
         return found[0] if found else None
