@@ -252,12 +252,13 @@ class Run:
 
         Raises:
             InvalidInput: the platform refused something.
-            Unavailable: the platform did not take everything within ``timeout_s``. Nothing is lost.
+            Unavailable: the platform did not take everything within ``timeout_s``, or the disk is full. Nothing is lost
+                as long as this process lives.
         """
-        delivered = self._outbox.flush(timeout_s, timeout_s)
+        delivered, folder = self._outbox.flush(timeout_s, timeout_s), self._outbox.folder
         if not delivered:
-            rest = "in memory, for there is no room in" if self._outbox.in_memory else "in"
-            raise Unavailable(f"run {self.run_id}: not everything has arrived; the rest is {rest} {self._outbox.folder}")
+            where = f"in memory, for there is no room in {folder}" if self._outbox.in_memory else f"in {folder}"
+            raise Unavailable(f"run {self.run_id}: not everything has arrived; the rest is {where}")
         refused = self._outbox.notes(self.run_id).refused
         if refused:
             raise InvalidInput(f"run {self.run_id}: not accepted: {'; '.join(refused)}")

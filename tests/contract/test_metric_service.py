@@ -10,8 +10,9 @@ import pyarrow as pa
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from cluster.ports import free_port
 from mlplat.db.lease import LeaseKeeper
-from mlplat.errors import Fenced, InvalidInput, Unavailable
+from mlplat.errors import Fenced, InvalidInput, Overloaded, Unavailable
 from mlplat.metrics import queries
 from mlplat.metrics.log import MetricLog
 from mlplat.metrics.model import SCHEMA, Point, encode
@@ -285,6 +286,31 @@ class FailingStore(MetricStore):
         super().insert(points)
 
 
+async def test_a_log_that_has_grown_too_large_is_not_added_to(
+    engine: AsyncEngine, shard: str, monkeypatch: pytest.MonkeyPatch, run: str
+) -> None:
+    """Also by a shard that starts while the metric store is away."""
+    monkeypatch.setattr("mlplat.metrics.service.RETRY_S", 0.05)
+    monkeypatch.setattr("mlplat.metrics.service.LOG_SIZE_INTERVAL_S", 0.0)
+    nowhere = f"clickhouse://127.0.0.1:{free_port()}"
+    service = new_service(engine, shard, url=nowhere)
+    await service.start()
+    try:
+        await service.append(batch(run, _points(5)))
+        monkeypatch.setattr("mlplat.metrics.service.MAX_LOG_BYTES", 1)
+
+        async def refuses() -> bool:
+            try:
+                await service.append(batch(run, _points(5)))
+            except Overloaded as error:
+                return "wait for the metric store; retry later" in error.message
+            return False
+
+        await until(refuses)
+    finally:
+        await abandon(service)
+
+
 async def _flush_failed(service: MetricService) -> bool:
     return service.stats()["flush_errors"] > 0
 
@@ -301,8 +327,8 @@ async def test_appends_go_on_while_the_metric_store_is_away_and_reads_wait(
         assert await service.append(batch(run, _points(5, 100))) == 5
         with pytest.raises(Unavailable, match="2 groups behind"):
             await service.barrier(timeout_s=0.2)
-        assert service.lag() == "2 groups"
         await until(lambda: _flush_failed(service))
+        assert service.lag() == "2 groups: the door is shut"
         store.shut = False
         assert await _count(service, run) == 10
         assert service.lag() == "0"

@@ -22,7 +22,7 @@ from tests.clickhouse import RemoteStore
 from tests.faults import stage as faults
 from tests.faults.ledger import Verdict, new_run
 from tests.faults.rounds import strike
-from tests.faults.stage import Fault
+from tests.faults.stage import MEMORY_CAP_BYTES, Fault
 from tests.platform import Platform, eventually
 
 #: What every test run does; a soak draws from all of them.
@@ -46,8 +46,6 @@ RARE_KILLS: tuple[Fault, ...] = (
 #: Ten million points, 320 MB as the shard holds them in memory: far more than its cache takes.
 FLOOD_BATCHES = 500
 FLOOD_POINTS = 20_000
-#: The cache and the queue of the shard have bounds of 128 and 64 MiB; the rest is for what is under way.
-MEMORY_CAP_BYTES = 512 * 1024 * 1024
 SOAK_KILLS = 200
 ROUND_KILLS = 10
 
@@ -88,6 +86,14 @@ def test_hundreds_of_kills_lose_and_double_nothing(
             f"{len(verdicts)} faults, {SOAK_KILLS} of them kills → {points} points acknowledged, lost 0, twice 0, "
             f"torn 0, longest gap {gap:.1f} s, in {(time.monotonic() - began) / 60:.0f} min"
         )
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_the_metric_store_may_be_away_for_minutes(
+    remote_platform: Platform, remote_store: RemoteStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strike(remote_platform, [faults.clickhouse_away_for_minutes], tmp_path, capsys, remote_store)
 
 
 @pytest.mark.soak
