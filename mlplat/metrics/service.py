@@ -40,7 +40,8 @@ LOG_SIZE_INTERVAL_S = 5.0
 FLUSH_POINTS = 500_000
 #: How long groups gather before they move on, when nobody wants to read them.
 FLUSH_INTERVAL_S = 1.0
-REPLAY_GROUPS = 12
+#: What is read of the log at a time; points are what counts in memory.
+REPLAY_GROUPS = 2_000
 READERS = 3
 RETRY_S = 0.5
 
@@ -369,7 +370,7 @@ class MetricService:
         return batch
 
     async def _read_log(self, seq: int) -> list[Cached[pa.Table]]:
-        groups = await self._log.read_after(seq, REPLAY_GROUPS)
+        groups = await self._log.read_after(seq, REPLAY_GROUPS, FLUSH_POINTS)
         return await self._in(self._readers, lambda: [_decoded(group) for group in groups])
 
     async def _in(self, pool: ThreadPoolExecutor, call: Callable[..., R], *arguments: object) -> R:
