@@ -31,6 +31,8 @@ from mlplat.metrics.record import pack, unpack
 from mlplat.metrics.store import MetricStore
 from mlplat.metrics.summary import last_points, merge_last_points
 
+#: What a table takes in memory besides its body, however few rows it has; measured: 5.7 KiB.
+TABLE_BYTES = 8 * 1024
 MAX_GROUP_BYTES = 8 * 1024 * 1024
 MAX_PENDING_BYTES = 64 * 1024 * 1024
 MAX_CACHED_BYTES = 128 * 1024 * 1024
@@ -59,6 +61,11 @@ class Batch:
     run_ids: frozenset[str]
     update: Update | None
     problem: Exception | None = None
+
+    @property
+    def weight(self) -> int:
+        """Bytes in memory: the table's columns lie in the body, unless that is compressed."""
+        return max(len(self.body), self.table.nbytes) + TABLE_BYTES
 
 
 @dataclass
@@ -110,7 +117,7 @@ class MetricService:
         self._buffer: FlushBuffer[pa.Table] = FlushBuffer(flushed, last, MAX_CACHED_BYTES)
         self._commits: GroupCommit[Batch] = GroupCommit(
             self._commit,
-            weight=lambda batch: batch.table.nbytes,
+            weight=lambda batch: batch.weight,
             max_group=MAX_GROUP_BYTES,
             max_pending=MAX_PENDING_BYTES,
         )
@@ -278,8 +285,8 @@ class MetricService:
             return True
 
     def _committed(self, group: Group, batches: Sequence[Batch], run_ids: frozenset[str]) -> None:
-        table = pa.concat_tables([batch.table for batch in batches])
-        self._buffer.add(Cached(group.seq, group.points, table.nbytes, table, run_ids))
+        table, weight = pa.concat_tables([batch.table for batch in batches]), sum(batch.weight for batch in batches)
+        self._buffer.add(Cached(group.seq, group.points, weight, table, run_ids))
         self.counters.groups += 1
         self._work.set()
 
@@ -378,5 +385,5 @@ class MetricService:
 
 
 def _decoded(group: Group) -> Cached[pa.Table]:
-    table = pa.concat_tables([decode(body) for body in unpack(group.body)])
+    table = concat([decode(body) for body in unpack(group.body)])  # in one: there may be thousands
     return Cached(group.seq, group.points, 0, table)

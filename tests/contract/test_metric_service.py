@@ -75,6 +75,25 @@ async def test_a_query_sees_what_was_acknowledged_before_it(start: Starter, run:
         assert [(row["step"], row["value"]) for row in rows] == [(done, done / 10) for done in range(step + 1)]
 
 
+async def test_small_batches_weigh_what_they_take_in_memory(
+    engine: AsyncEngine, shard: str, monkeypatch: pytest.MonkeyPatch, run: str, metric_url: str
+) -> None:
+    """A thousand batches of a point each take megabytes: beyond its bound the shard leaves them to the log."""
+    monkeypatch.setattr("mlplat.metrics.service.MAX_CACHED_BYTES", 1024 * 1024)
+    store = FailingStore(metric_url)
+    service = MetricService(engine, store, LeaseKeeper(engine, shard, "holder", 60.0), shard)
+    await service.start()
+    try:
+        for start in range(0, 300, 50):
+            await asyncio.gather(*(service.append(batch(run, _points(1, start + step))) for step in range(50)))
+        assert 512 * 1024 < service.stats()["cached_bytes"] <= 1024 * 1024
+        store.shut = False
+        assert await _count(service, run) == 300, "the rest is in the log"
+        assert service.stats()["cached_bytes"] == 0
+    finally:
+        await abandon(service)
+
+
 async def test_what_was_flushed_leaves_the_log(start: Starter, engine: AsyncEngine, shard: str, run: str) -> None:
     service = await start()
     await asyncio.gather(*(service.append(batch(run, _points(10, 100 * index))) for index in range(10)))

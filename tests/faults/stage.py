@@ -236,7 +236,7 @@ def clickhouse_away_for_minutes(stage: Stage) -> str:
         largest = max(largest, _rss(first))
     behind, log_bytes = lag(stage.platform), _log_bytes(stage.platform)
     assert behind > 0
-    assert largest - before < MEMORY_CAP_BYTES
+    assert largest - before < MEMORY_CAP_BYTES, f"{before >> 20} MiB became {largest >> 20}, {behind} groups behind"
     _pid, second = kill_actor(stage.platform, "metric-shard-0")
     stage.clickhouse.start()
     began, largest_after = time.monotonic(), 0
