@@ -128,13 +128,14 @@ def status(settings: Settings) -> list[dict[str, Any]]:
 
 
 def _postgres_row(settings: Settings) -> dict[str, Any]:
-    pid, restarts = EmbeddedPostgres(settings.state_dir).pid(), 0
+    server = EmbeddedPostgres(settings.state_dir)
+    pid, restarts, health = server.pid(), 0, "ok" if server.takes_writes else "read-only: the disk is nearly full"
     with suppress(ValueError, RayError):
         keeper: Any = ray.get_actor(POSTGRES_KEEPER, namespace=NAMESPACE)
         restarts = ray.get(keeper.restarts.remote(), timeout=KEEPER_TIMEOUT_S)
     return {
         "actor": "postgres", "node": "127.0.0.1", "pid": pid, "restarts": restarts,
-        "health": "ok" if pid else "down", "lag": "-",
+        "health": health if pid else "down", "lag": "-",
     }  # fmt: skip
 
 

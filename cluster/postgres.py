@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import stat
 import subprocess
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ SERVER_SETTINGS = {
     "idle_in_transaction_session_timeout": "60000",
     "autovacuum_naptime": "20s",
 }
+#: Contents of a file that the server reads: of one length, so that a full disk does not prevent the change.
+WRITES = {True: b"default_transaction_read_only = off\n", False: b"default_transaction_read_only = on \n"}
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class EmbeddedPostgres:
         self.home = state_dir / "postgres"
         self.data = self.home / "data"
         self.log = self.home / "server.log"
+        self._writes = self.home / "writes.conf"
         self.socket_dir = postgres_socket_dir(state_dir)
         self.user = service_user()
 
@@ -94,6 +98,7 @@ class EmbeddedPostgres:
         self._init_cluster()
         if self.is_running():
             return
+        self._include_writes()
         options = " ".join(f"-c {name}='{value}'" for name, value in SERVER_SETTINGS.items())
         started = self._run(
             "pg_ctl", "-D", str(self.data), "-l", str(self.log), "-w", "-t", str(START_TIMEOUT_S),
@@ -116,6 +121,35 @@ class EmbeddedPostgres:
         if not self.is_running():
             return None
         return int((self.data / "postmaster.pid").read_text().splitlines()[0])
+
+    @property
+    def takes_writes(self) -> bool:
+        """What ``allow_writes`` was last told; True before that."""
+        return not self._writes.exists() or self._writes.read_bytes() != WRITES[False]
+
+    def allow_writes(self, allowed: bool) -> None:
+        """Tells the server whether transactions may write, except those that insist: from their next statement on.
+
+        It stays like that after a restart. Needs no room on disk.
+        """
+        with self._writes.open("r+b") as file:
+            file.write(WRITES[allowed])
+        pid = self.pid()
+        if pid is not None:
+            os.kill(pid, signal.SIGHUP)
+
+    def free_bytes(self) -> int:
+        """Room on the disk of the data."""
+        return shutil.disk_usage(self.data).free
+
+    def _include_writes(self) -> None:
+        if not self._writes.exists():
+            self._writes.write_bytes(WRITES[True])
+            self._writes.chmod(0o644)
+        include = f"include_if_exists = '../{self._writes.name}'"
+        with (self.data / "postgresql.conf").open("r+") as conf:
+            if include not in conf.read():
+                conf.write(f"\n{include}\n")
 
     def _prepare_folders(self) -> None:
         self.home.mkdir(parents=True, exist_ok=True)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import psycopg
 from psycopg.abc import RV, PQGen
 from psycopg.pq import TransactionStatus
-from sqlalchemy import Engine, Executable, Row, create_engine
+from sqlalchemy import Engine, ExceptionContext, Executable, Row, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -23,6 +23,8 @@ ANSWER_TIMEOUT_S = STATEMENT_TIMEOUT_MS / 1000 + 5
 
 #: Errors that mean "Postgres is away or the connection broke": the same call may succeed later.
 CONNECTION_ERRORS = (OperationalError, InterfaceError, PoolTimeoutError)
+#: SQLSTATEs of a server that can be read and takes no writes: its disk is full, or so nearly full that it was told to.
+DISK_FULL, READ_ONLY = "53100", "25006"
 
 
 def _connect_args(application: str) -> dict[str, object]:
@@ -77,7 +79,7 @@ def open_engine(
 
     No call waits for ever: a server that does not answer for ``answer_timeout_s`` counts as gone.
     """
-    return create_async_engine(
+    engine = create_async_engine(
         url,
         pool_size=pool_size,
         max_overflow=0,
@@ -85,6 +87,34 @@ def open_engine(
         pool_pre_ping=True,
         connect_args=_connect_args(application) | {"async_creator_fn": _connect_bounded(answer_timeout_s)},
     )
+    event.listen(engine.sync_engine, "handle_error", _refused_for_now)
+    return engine
+
+
+def _refused_for_now(context: ExceptionContext) -> None:
+    """A refusal that has to do with the server, not with the statement, is one of ``CONNECTION_ERRORS``."""
+    error = context.original_exception
+    if getattr(error, "sqlstate", None) == READ_ONLY:
+        raise OperationalError(context.statement, None, error) from error
+
+
+def why_away(error: BaseException) -> str:
+    """What one of ``CONNECTION_ERRORS`` means, for whoever has to try again."""
+    state = getattr(getattr(error, "orig", None), "sqlstate", None)
+    if state == DISK_FULL:
+        return "Postgres' disk is full; retry when there is room"
+    if state == READ_ONLY:
+        return "Postgres takes no writes while its disk is nearly full; retry when there is room"
+    return "Postgres is away; retry"
+
+
+@asynccontextmanager
+async def vital_transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """A transaction that may write even while the disk is nearly full: a few bytes that keep the platform alive, or
+    what frees space."""
+    async with engine.begin() as connection:
+        await connection.execute(text("SET TRANSACTION READ WRITE"))
+        yield connection
 
 
 class HeldConnection:

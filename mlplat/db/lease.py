@@ -17,7 +17,7 @@ from sqlalchemy import Select, func, literal, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from mlplat.db.engine import CONNECTION_ERRORS
+from mlplat.db.engine import CONNECTION_ERRORS, vital_transaction
 from mlplat.db.tables import lease
 from mlplat.errors import Fenced
 
@@ -66,7 +66,7 @@ async def try_acquire(engine: AsyncEngine, name: str, holder: str, ttl_s: float 
         )
         .returning(lease.c.epoch)
     )
-    async with engine.begin() as connection:
+    async with vital_transaction(engine) as connection:
         epoch = (await connection.execute(statement)).scalar()
     return None if epoch is None else Lease(name, holder, epoch, ttl_s, asked_at + ttl_s)
 
@@ -92,7 +92,7 @@ async def renew(engine: AsyncEngine, held: Lease) -> Lease:
         .values(until=until)
         .returning(lease.c.epoch)
     )
-    async with engine.begin() as connection:
+    async with vital_transaction(engine) as connection:
         if (await connection.execute(statement)).first() is None:
             raise Fenced(f"lease {held.name!r}: epoch {held.epoch} is over")
     return Lease(held.name, held.holder, held.epoch, held.ttl_s, asked_at + held.ttl_s)
@@ -103,7 +103,7 @@ async def release(engine: AsyncEngine, held: Lease) -> None:
     statement = (
         update(lease).where(lease.c.name == held.name, lease.c.epoch == held.epoch).values(until=func.clock_timestamp())
     )
-    async with engine.begin() as connection:
+    async with vital_transaction(engine) as connection:
         await connection.execute(statement)
 
 

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from mlplat.db.engine import CONNECTION_ERRORS
+from mlplat.db.engine import CONNECTION_ERRORS, why_away
 from mlplat.errors import InvalidInput, PayloadTooLarge, PlatformError, Unavailable
 
 _log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def install_error_handlers(app: FastAPI) -> None:
         return error_response(InvalidInput(f"Invalid value: {str(error.orig).splitlines()[0]}"))
 
     async def away(_request: Request, error: Exception) -> Response:
-        return error_response(Unavailable("Postgres is away; retry"))
+        return error_response(Unavailable(why_away(error)))
 
     async def http_error(_request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

@@ -12,15 +12,16 @@ holds nothing but flushed groups is truncated: no dead rows, no vacuum, and the 
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import func, literal, select, text
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
-from sqlalchemy.types import Text
+from sqlalchemy.types import BigInteger, Text
 
-from mlplat.db.engine import CONNECTION_ERRORS
+from mlplat.db.engine import CONNECTION_ERRORS, vital_transaction
 from mlplat.db.lease import Lease
 from mlplat.db.tables import metric_flush, metric_log, run
 from mlplat.errors import InvalidInput, NotFound, PlatformError
@@ -139,14 +140,16 @@ class MetricLog:
         async with self._engine.connect() as connection:
             return {row.run_id: row.experiment_id for row in await connection.execute(query)}
 
-    async def read_after(self, seq: int, limit: int) -> list[Group]:
-        """At most ``limit`` groups behind ``seq``, in order."""
-        query = (
-            select(metric_log.c.seq, metric_log.c.points, metric_log.c.body)
-            .where(metric_log.c.slot.in_(self._slots), metric_log.c.seq > seq)
-            .order_by(metric_log.c.seq)
-            .limit(limit)
+    async def read_after(self, seq: int, limit: int, max_points: int = sys.maxsize) -> list[Group]:
+        """At most ``limit`` groups behind ``seq``, in order, and none after ``max_points`` points."""
+        so_far = func.sum(metric_log.c.points).over(order_by=metric_log.c.seq) - metric_log.c.points
+        # Numbers have no gap: with both ends, only what is read is looked at.
+        found = (
+            select(metric_log.c.seq, metric_log.c.points, metric_log.c.body, so_far.label("so_far"))
+            .where(metric_log.c.slot.in_(self._slots), metric_log.c.seq > seq, metric_log.c.seq <= seq + limit)
+            .subquery()
         )
+        query = select(found).where(found.c.so_far < literal(max_points, BigInteger)).order_by(found.c.seq)
         async with self._engine.connect() as connection:
             return [Group(row.seq, row.points, row.body) for row in await connection.execute(query)]
 
@@ -154,14 +157,14 @@ class MetricLog:
         """Records that the store has everything up to ``seq``."""
         mark = insert(metric_flush).values(shard=self._shard, seq=seq)
         mark = mark.on_conflict_do_update(index_elements=["shard"], set_={"seq": mark.excluded.seq})
-        async with self._engine.begin() as connection:
+        async with vital_transaction(self._engine) as connection:
             await held.check(connection)
             await connection.execute(mark)
 
     async def truncate_flushed(self, held: Lease, seq: int) -> None:
         """Empties the partitions in which no group is newer than ``seq``, all of which the store has."""
         for slot in self._slots:
-            async with self._engine.begin() as connection:
+            async with vital_transaction(self._engine) as connection:
                 await held.check(connection)
                 last = select(func.max(metric_log.c.seq)).where(metric_log.c.slot == slot)
                 found = (await connection.execute(last)).scalar()

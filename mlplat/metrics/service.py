@@ -18,7 +18,7 @@ import pyarrow as pa
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from mlplat.db.engine import CONNECTION_ERRORS
+from mlplat.db.engine import CONNECTION_ERRORS, why_away
 from mlplat.db.group_commit import GroupCommit
 from mlplat.db.lease import LeaseKeeper
 from mlplat.errors import Fenced, Overloaded, PlatformError, Unavailable
@@ -31,6 +31,8 @@ from mlplat.metrics.record import pack, unpack
 from mlplat.metrics.store import MetricStore
 from mlplat.metrics.summary import last_points, merge_last_points
 
+#: What a table takes in memory besides its body, however few rows it has; measured: 5.7 KiB.
+TABLE_BYTES = 8 * 1024
 MAX_GROUP_BYTES = 8 * 1024 * 1024
 MAX_PENDING_BYTES = 64 * 1024 * 1024
 MAX_CACHED_BYTES = 128 * 1024 * 1024
@@ -40,7 +42,8 @@ LOG_SIZE_INTERVAL_S = 5.0
 FLUSH_POINTS = 500_000
 #: How long groups gather before they move on, when nobody wants to read them.
 FLUSH_INTERVAL_S = 1.0
-REPLAY_GROUPS = 12
+#: What is read of the log at a time; points are what counts in memory.
+REPLAY_GROUPS = 2_000
 READERS = 3
 RETRY_S = 0.5
 
@@ -58,6 +61,11 @@ class Batch:
     run_ids: frozenset[str]
     update: Update | None
     problem: Exception | None = None
+
+    @property
+    def weight(self) -> int:
+        """Bytes in memory: the table's columns lie in the body, unless that is compressed."""
+        return max(len(self.body), self.table.nbytes) + TABLE_BYTES
 
 
 @dataclass
@@ -94,6 +102,8 @@ class MetricService:
         # The groups of the log behind a number, on their way.
         self._ahead: tuple[int, asyncio.Task[list[Cached[pa.Table]]]] | None = None
         self._is_open = False
+        # Why the last attempt to move groups on was in vain.
+        self._problem = ""
         self._log_bytes = 0
         self._log_measured_at = 0.0
         self.counters = Counters()
@@ -107,7 +117,7 @@ class MetricService:
         self._buffer: FlushBuffer[pa.Table] = FlushBuffer(flushed, last, MAX_CACHED_BYTES)
         self._commits: GroupCommit[Batch] = GroupCommit(
             self._commit,
-            weight=lambda batch: batch.table.nbytes,
+            weight=lambda batch: batch.weight,
             max_group=MAX_GROUP_BYTES,
             max_pending=MAX_PENDING_BYTES,
         )
@@ -202,8 +212,10 @@ class MetricService:
             raise Unavailable(f"the metric store is {self._buffer.lag} groups behind; retry") from error
 
     def lag(self) -> str:
-        """What is committed and not yet readable, for people."""
-        return f"{self._buffer.lag} groups" if self._buffer.lag else "0"
+        """What is committed and not yet readable, for people, and what is in the way."""
+        if not self._buffer.lag:
+            return "0"
+        return f"{self._buffer.lag} groups" + (f": {self._problem}" if self._problem else "")
 
     def stats(self) -> dict[str, int]:
         """Counters and the state of the buffer."""
@@ -273,8 +285,8 @@ class MetricService:
             return True
 
     def _committed(self, group: Group, batches: Sequence[Batch], run_ids: frozenset[str]) -> None:
-        table = pa.concat_tables([batch.table for batch in batches])
-        self._buffer.add(Cached(group.seq, group.points, table.nbytes, table, run_ids))
+        table, weight = pa.concat_tables([batch.table for batch in batches]), sum(batch.weight for batch in batches)
+        self._buffer.add(Cached(group.seq, group.points, weight, table, run_ids))
         self.counters.groups += 1
         self._work.set()
 
@@ -285,13 +297,13 @@ class MetricService:
         except CONNECTION_ERRORS:
             # Unknown for good: start over from what the log says.
             self._lease.lost.set()
-            raise Unavailable("Postgres is away; retry") from error
+            raise Unavailable(why_away(error)) from error
         written = await self._log.read_after(group.seq - 1, 1)
         if last < group.seq or not written or written[0].body != group.body:
             # Not there, or somebody else's: nothing of this group is acknowledged.
             if last >= group.seq:
                 self._lease.lost.set()
-            raise Unavailable("Postgres is away; retry") from error
+            raise Unavailable(why_away(error)) from error
 
     async def _open_store(self) -> None:
         if not self._is_open:
@@ -301,18 +313,20 @@ class MetricService:
     async def _flush_forever(self) -> None:
         while True:
             try:
+                await self._measure_log()
                 await self._open_store()
                 if self._buffer.lag == 0:
                     self._work.clear()
                     self._hurry.clear()
                     await self._work.wait()
                 await self._gather()
-                await self._measure_log()
                 await self._flush_once()
+                self._problem = ""
             except Fenced:
                 self._lease.lost.set()
                 return
-            except (PlatformError, *CONNECTION_ERRORS):
+            except (PlatformError, *CONNECTION_ERRORS) as error:
+                self._problem = error.message if isinstance(error, PlatformError) else why_away(error)
                 self.counters.flush_errors += 1
                 await asyncio.sleep(RETRY_S)
 
@@ -363,7 +377,7 @@ class MetricService:
         return batch
 
     async def _read_log(self, seq: int) -> list[Cached[pa.Table]]:
-        groups = await self._log.read_after(seq, REPLAY_GROUPS)
+        groups = await self._log.read_after(seq, REPLAY_GROUPS, FLUSH_POINTS)
         return await self._in(self._readers, lambda: [_decoded(group) for group in groups])
 
     async def _in(self, pool: ThreadPoolExecutor, call: Callable[..., R], *arguments: object) -> R:
@@ -371,5 +385,5 @@ class MetricService:
 
 
 def _decoded(group: Group) -> Cached[pa.Table]:
-    table = pa.concat_tables([decode(body) for body in unpack(group.body)])
+    table = concat([decode(body) for body in unpack(group.body)])  # in one: there may be thousands
     return Cached(group.seq, group.points, 0, table)

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from mlplat.db.engine import CONNECTION_ERRORS
+from mlplat.db.engine import CONNECTION_ERRORS, why_away
 from mlplat.db.group_commit import GroupCommit
 from mlplat.db.lease import LeaseKeeper
 from mlplat.errors import Fenced, InvalidInput, InvalidPipeline, Overloaded, PlatformError, Unavailable
@@ -135,7 +135,7 @@ class SchedulerService:
             self._lease.lost.set()
             raise
         except CONNECTION_ERRORS as error:
-            raise Unavailable("Postgres is away; retry") from error
+            raise Unavailable(why_away(error)) from error
 
     async def submit_known(self, submissions: Sequence[Submission]) -> list[str | PlatformError | None]:
         """Submits those whose definition and imports are known; the answer to the others is None.

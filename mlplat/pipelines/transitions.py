@@ -10,7 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from mlplat.db.engine import CONNECTION_ERRORS, HeldConnection
+from mlplat.db.engine import CONNECTION_ERRORS, HeldConnection, why_away
 from mlplat.db.group_commit import GroupCommit
 from mlplat.db.snapshots import TRANSACTION_ID
 from mlplat.errors import Fenced, Unavailable
@@ -124,7 +124,7 @@ class TransitionWriter:
                 with attempt_:
                     seen |= await self._execute(group)
         except CONNECTION_ERRORS as error:
-            raise Unavailable("Postgres is away") from error
+            raise Unavailable(why_away(error)) from error
         for item in group:
             is_owned = (item.row.run_id, item.row.epoch) in seen
             item.problem = None if is_owned else Fenced(f"run {item.row.run_id}: epoch {item.row.epoch} is over")

@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from mlplat.db.engine import CONNECTION_ERRORS, is_serialization_failure
+from mlplat.db.engine import CONNECTION_ERRORS, is_serialization_failure, why_away
 from mlplat.db.lease import LeaseKeeper
 from mlplat.db.tables import registry_event
 from mlplat.errors import Fenced, InvalidInput, Overloaded, Unavailable
@@ -57,7 +57,7 @@ class RegistryService:
             self._lease.lost.set()
             raise
         except CONNECTION_ERRORS as error:
-            raise Unavailable("Postgres is away; retry") from error
+            raise Unavailable(why_away(error)) from error
         finally:
             self._waiting -= 1
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+import shutil
 import threading
 import time
 from collections import deque
@@ -16,7 +19,7 @@ from mlplat.sdk.spool import Frame, Kind, SpoolFile, folder_bytes
 
 #: What is kept in memory while nothing can be written to disk.
 MAX_MEMORY_BYTES = 64 * 1024 * 1024
-#: Bytes of the folder that only records other than points and files may use.
+#: Bytes of the folder, and of its disk, that only records other than points and files may use.
 RESERVED_BYTES = 1024 * 1024
 MEASURE_EVERY_S = 5.0
 _log = logging.getLogger(__name__)
@@ -26,7 +29,8 @@ class Backlog:
     """Frames in order, and the files that some of them name, for one writer and one reader.
 
     When the folder has ``max_bytes``, new points and files are refused and the oldest are kept: a run's beginning is
-    never lost to its end. Other records still find room.
+    never lost to its end. Other records still find room. While the disk has none, frames wait in memory, and move to
+    the disk as soon as it has again.
     """
 
     def __init__(self, folder: Path, origin: bytes, max_bytes: int) -> None:
@@ -36,8 +40,11 @@ class Backlog:
         self._lock = threading.Lock()
         self._file: SpoolFile | None = None
         self._attachments: Attachments | None = None
-        self._memory: deque[Frame] = deque()
+        #: Frames in memory, numbered from 1, and where those have gone that were moved to disk since the last look.
+        self._memory: deque[tuple[int, Frame]] = deque()
         self._memory_bytes = 0
+        self._last_number = 0
+        self._moved: dict[int, int] = {}
         self._others_bytes = 0
         self._measured_at = float("-inf")
         self._dirty = False
@@ -59,6 +66,7 @@ class Backlog:
     def append(self, frame: Frame) -> bool:
         """Takes a frame; False when there is no room for it."""
         with self._lock:
+            self._spill()
             kept = self._to_memory(frame) if self._memory else self._to_disk(frame)
             self.appended += kept
         return kept
@@ -91,12 +99,11 @@ class Backlog:
         """Forgets the oldest frames, by their marks."""
         with self._lock:
             self.settled += len(marks)
-            if marks and marks[-1] >= 0:
-                if self._file is not None:  # else closed meanwhile: the next sender sends it again
-                    self._file.acknowledge(marks[-1])
-                return
-            for _mark in marks:
-                self._memory_bytes -= len(self._memory.popleft().body)
+            offsets = [mark if mark >= 0 else self._moved[-mark] for mark in marks if mark >= 0 or -mark in self._moved]
+            if offsets and self._file is not None:  # else closed meanwhile: the next sender sends it again
+                self._file.acknowledge(offsets[-1])
+            while marks and self._memory and self._memory[0][0] <= -marks[-1]:
+                self._forget_oldest()
 
     def forget(self, frame: Frame) -> None:
         """Deletes the file that a settled or refused frame names."""
@@ -122,6 +129,7 @@ class Backlog:
     def sync(self) -> None:
         """Makes what is on disk survive the machine."""
         with self._lock:
+            self._spill()
             file, dirty, self._dirty = self._file, self._dirty, False
         if file is not None and dirty:
             try:
@@ -130,8 +138,18 @@ class Backlog:
                 self._tell(error)
 
     def close(self) -> None:
-        """Lets go of the file: deletes it when all is settled, else leaves it for the next sender."""
+        """Lets go of the file: deletes it when all is settled, else leaves it for the next sender.
+
+        Of what is still in memory the disk gets what it has room for.
+        """
         with self._lock:
+            lost = 0
+            while self._memory:
+                oldest = self._memory[0][1]
+                lost += not (self._may_keep(oldest) and self._write(oldest))
+                self._forget_oldest()
+            if lost:
+                _log.error("mlplat: %d records found no room in %s and are lost", lost, self._folder)
             if self._file is not None:
                 self._file.close(delete=self._file.pending_bytes == 0)
                 self._file = self._attachments = None
@@ -146,25 +164,42 @@ class Backlog:
         if self._file is not None and self._file.pending_bytes:
             found = self._file.read(max_bytes)
             if found:
+                self._moved.clear()
                 return [frame for frame, _offset in found], [offset for _frame, offset in found]
             _log.error("%s is damaged, %d bytes are lost", self._file.path, self._file.pending_bytes)
             self._file.acknowledge(self._file.size)
             self.settled = self.appended - len(self._memory)
-        frames = list(self._memory)
-        return frames, [-1] * len(frames)
+        return [frame for _number, frame in self._memory], [-number for number, _frame in self._memory]
 
     def _to_disk(self, frame: Frame) -> bool:
-        if not self._has_room(len(frame.body), RESERVED_BYTES if frame.kind is Kind.POINTS else 0):
+        if not self._may_keep(frame):
             return False
+        return self._write(frame) or self._to_memory(frame)
+
+    def _write(self, frame: Frame) -> bool:
+        """Whether the disk had room."""
         try:
             self._opened()
             assert self._file is not None
+            if frame.kind is Kind.POINTS and shutil.disk_usage(self._folder).free < len(frame.body) + RESERVED_BYTES:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._file.append([frame])
-            self._dirty = True
         except OSError as error:
             self._tell(error)
-            return self._to_memory(frame)
+            return False
+        self._dirty = True
         return True
+
+    def _spill(self) -> None:
+        """Moves what is in memory to the disk, in its order, as far as there is room."""
+        while self._memory and self._may_keep(self._memory[0][1]) and self._write(self._memory[0][1]):
+            assert self._file is not None
+            self._moved[self._memory[0][0]] = self._file.size
+            self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        _number, frame = self._memory.popleft()
+        self._memory_bytes -= len(frame.body)
 
     def _opened(self) -> Attachments:
         if self._file is None or self._attachments is None:
@@ -175,9 +210,13 @@ class Backlog:
     def _to_memory(self, frame: Frame) -> bool:
         if self._memory_bytes + len(frame.body) > MAX_MEMORY_BYTES:
             return False
-        self._memory.append(frame)
+        self._last_number += 1
+        self._memory.append((self._last_number, frame))
         self._memory_bytes += len(frame.body)
         return True
+
+    def _may_keep(self, frame: Frame) -> bool:
+        return self._has_room(len(frame.body), RESERVED_BYTES if frame.kind is Kind.POINTS else 0)
 
     def _has_room(self, size: int, reserved: int) -> bool:
         now = time.monotonic()

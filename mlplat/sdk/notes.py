@@ -40,7 +40,7 @@ class Notes:
             first = notes.dropped_points == 0
             notes.dropped_points += points
         if first:
-            _log.warning("mlplat run %s: metric points come faster than they can be kept; some are dropped", run_id)
+            _log.warning("mlplat run %s: metric points find no room and are dropped", run_id)
 
     def refuse(self, refusal: Refusal) -> None:
         """Notes what the platform did not take."""

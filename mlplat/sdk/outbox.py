@@ -112,6 +112,11 @@ class Outbox:
             self._start()
 
     @property
+    def in_memory(self) -> int:
+        """Records that found no room on disk yet, and would be lost with this process."""
+        return self._backlog.in_memory
+
+    @property
     def takes_files(self) -> bool:
         """Whether a file may go to the platform at once: that answers, and no earlier file waits for its turn."""
         if self.offline or (self.is_away and self._backlog.settled < self._backlog.appended):
@@ -171,7 +176,9 @@ class Outbox:
                 self._moved.wait(POLL_S)
         if self.offline or self._backlog.settled < target:
             self._backlog.sync()
-        return self._written >= added and (self.offline or self._backlog.settled >= target)
+        if self.offline:
+            return self._written >= added and self._backlog.in_memory == 0
+        return self._written >= added and self._backlog.settled >= target
 
     def notes(self, run_id: str) -> RunNotes:
         """What of a run was refused or dropped."""

@@ -252,11 +252,13 @@ class Run:
 
         Raises:
             InvalidInput: the platform refused something.
-            Unavailable: the platform did not take everything within ``timeout_s``. Nothing is lost.
+            Unavailable: the platform did not take everything within ``timeout_s``, or the disk is full. Nothing is lost
+                as long as this process lives.
         """
-        delivered = self._outbox.flush(timeout_s, timeout_s)
+        delivered, folder = self._outbox.flush(timeout_s, timeout_s), self._outbox.folder
         if not delivered:
-            raise Unavailable(f"run {self.run_id}: not everything has arrived; the rest is in {self._outbox.folder}")
+            where = f"in memory, for there is no room in {folder}" if self._outbox.in_memory else f"in {folder}"
+            raise Unavailable(f"run {self.run_id}: not everything has arrived; the rest is {where}")
         refused = self._outbox.notes(self.run_id).refused
         if refused:
             raise InvalidInput(f"run {self.run_id}: not accepted: {'; '.join(refused)}")
@@ -376,7 +378,12 @@ class Run:
         if finished.refused:
             problems.append(f"not accepted: {'; '.join(finished.refused)}")
         if finished.dropped_points:
-            problems.append(f"{finished.dropped_points} metric points were dropped: they came too fast")
+            problems.append(f"{finished.dropped_points} metric points were dropped: there was no room for them")
+        if waiting := self._outbox.in_memory:
+            problems.append(
+                f"{self._outbox.folder} is full: {waiting} records wait in memory, and are lost unless there is room "
+                "before this process ends"
+            )
         if not finished.delivered and not self._outbox.offline:
             problems.append(
                 f"{self._outbox.url} is away: the rest waits in {self._outbox.folder} for the next run or `mlplat sync`"

@@ -64,6 +64,9 @@ async def test_groups_are_read_as_they_were_appended_in_order_and_pages(engine: 
     assert await log.read_after(0, 100) == groups
     assert await log.read_after(2, 3) == groups[2:5]
     assert await log.read_after(7, 3) == []
+    assert await log.read_after(2, 100, max_points=71) == groups[2:5], "30 and 40 points, and those that follow 70"
+    assert await log.read_after(2, 100, max_points=70) == groups[2:4]
+    assert await log.read_after(2, 100, max_points=1) == groups[2:3], "one at least"
 
 
 async def test_a_body_of_any_bytes_comes_back(engine: AsyncEngine) -> None:
@@ -135,12 +138,12 @@ async def test_partitions_of_flushed_groups_are_emptied_and_others_are_kept(
     for flushed, left in ((2, [1, 2, 3, 4, 5, 6]), (3, [4, 5, 6]), (5, [4, 5, 6])):
         await log.mark_flushed(held, flushed)
         await log.truncate_flushed(held, flushed)
-        assert [group.seq for group in await log.read_after(0, 10)] == left
+        assert [group.seq for group in await log.read_after(0, 1_000)] == left
         assert await log.positions() == (6, flushed)
     for seq in range(7, 14):  # goes around: 12 and 13 are in the first partition again
         await log.append(held, _group(seq), [])
     await log.truncate_flushed(held, 11)
-    assert [group.seq for group in await log.read_after(0, 10)] == [12, 13]
+    assert [group.seq for group in await log.read_after(0, 1_000)] == [12, 13]
     assert [ends_slot(*pair) for pair in ((1, 3), (3, 4), (2, 9), (4, 7))] == [False, True, True, False]
 
 

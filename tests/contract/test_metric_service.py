@@ -10,8 +10,9 @@ import pyarrow as pa
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from cluster.ports import free_port
 from mlplat.db.lease import LeaseKeeper
-from mlplat.errors import Fenced, InvalidInput, Unavailable
+from mlplat.errors import Fenced, InvalidInput, Overloaded, Unavailable
 from mlplat.metrics import queries
 from mlplat.metrics.log import MetricLog
 from mlplat.metrics.model import SCHEMA, Point, encode
@@ -72,6 +73,25 @@ async def test_a_query_sees_what_was_acknowledged_before_it(start: Starter, run:
         assert await service.append(batch(run, [Point("m", step / 10, 7, step)])) == 1
         rows = as_table(await service.query(queries.history(run, "m", 100))).to_pylist()
         assert [(row["step"], row["value"]) for row in rows] == [(done, done / 10) for done in range(step + 1)]
+
+
+async def test_small_batches_weigh_what_they_take_in_memory(
+    engine: AsyncEngine, shard: str, monkeypatch: pytest.MonkeyPatch, run: str, metric_url: str
+) -> None:
+    """A thousand batches of a point each take megabytes: beyond its bound the shard leaves them to the log."""
+    monkeypatch.setattr("mlplat.metrics.service.MAX_CACHED_BYTES", 1024 * 1024)
+    store = FailingStore(metric_url)
+    service = MetricService(engine, store, LeaseKeeper(engine, shard, "holder", 60.0), shard)
+    await service.start()
+    try:
+        for start in range(0, 300, 50):
+            await asyncio.gather(*(service.append(batch(run, _points(1, start + step))) for step in range(50)))
+        assert 512 * 1024 < service.stats()["cached_bytes"] <= 1024 * 1024
+        store.shut = False
+        assert await _count(service, run) == 300, "the rest is in the log"
+        assert service.stats()["cached_bytes"] == 0
+    finally:
+        await abandon(service)
 
 
 async def test_what_was_flushed_leaves_the_log(start: Starter, engine: AsyncEngine, shard: str, run: str) -> None:
@@ -285,6 +305,31 @@ class FailingStore(MetricStore):
         super().insert(points)
 
 
+async def test_a_log_that_has_grown_too_large_is_not_added_to(
+    engine: AsyncEngine, shard: str, monkeypatch: pytest.MonkeyPatch, run: str
+) -> None:
+    """Also by a shard that starts while the metric store is away."""
+    monkeypatch.setattr("mlplat.metrics.service.RETRY_S", 0.05)
+    monkeypatch.setattr("mlplat.metrics.service.LOG_SIZE_INTERVAL_S", 0.0)
+    nowhere = f"clickhouse://127.0.0.1:{free_port()}"
+    service = new_service(engine, shard, url=nowhere)
+    await service.start()
+    try:
+        await service.append(batch(run, _points(5)))
+        monkeypatch.setattr("mlplat.metrics.service.MAX_LOG_BYTES", 1)
+
+        async def refuses() -> bool:
+            try:
+                await service.append(batch(run, _points(5)))
+            except Overloaded as error:
+                return "wait for the metric store; retry later" in error.message
+            return False
+
+        await until(refuses)
+    finally:
+        await abandon(service)
+
+
 async def _flush_failed(service: MetricService) -> bool:
     return service.stats()["flush_errors"] > 0
 
@@ -301,8 +346,8 @@ async def test_appends_go_on_while_the_metric_store_is_away_and_reads_wait(
         assert await service.append(batch(run, _points(5, 100))) == 5
         with pytest.raises(Unavailable, match="2 groups behind"):
             await service.barrier(timeout_s=0.2)
-        assert service.lag() == "2 groups"
         await until(lambda: _flush_failed(service))
+        assert service.lag() == "2 groups: the door is shut"
         store.shut = False
         assert await _count(service, run) == 10
         assert service.lag() == "0"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,10 +13,12 @@ from typing import Any
 
 import httpx
 import psutil
+import psycopg
 import pytest
 
 from cluster.postgres import EmbeddedPostgres
 from tests.clickhouse import ClickHouse, RemoteStore
+from tests.faults.disks import SmallDisk
 from tests.faults.ledger import Writers
 from tests.faults.proxy import FaultProxy
 from tests.platform import Platform, eventually
@@ -23,6 +26,17 @@ from tests.platform import Platform, eventually
 SLOW_S = 0.3
 SLOW_CHUNKS = 6
 RECOVERY_S = 60
+AWAY_S, CATCH_UP_S = 180, 300
+#: The cache and the queue of the shard have bounds of 128 and 64 MiB; the rest is for what is under way.
+MEMORY_CAP_BYTES = 512 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Disks:
+    """Small disks of a platform, under the data of its embedded engines."""
+
+    postgres: SmallDisk
+    metrics: SmallDisk
 
 
 @dataclass(frozen=True)
@@ -32,6 +46,7 @@ class Stage:
     platform: Platform
     writers: Writers
     remote: RemoteStore | None = None
+    disks: Disks | None = None
 
     @property
     def clickhouse(self) -> ClickHouse:
@@ -98,17 +113,17 @@ def postgres_killed(stage: Stage) -> str:
 
 def postgres_killed_with_its_keeper(stage: Stage) -> str:
     """The database dies, and so does what would start it again."""
-    server, keeper = EmbeddedPostgres(stage.platform.state_dir), _keeper(stage.platform)
+    server, keeper = EmbeddedPostgres(stage.platform.state_dir), keeper_of(stage.platform)
     keeper.kill()
     before = _kill_postgres(server)
     after = _postgres_is_back(server, before)
-    eventually(lambda: _keeper(stage.platform).pid != keeper.pid, RECOVERY_S, "the keeper is back")
+    eventually(lambda: keeper_of(stage.platform).pid != keeper.pid, RECOVERY_S, "the keeper is back")
     return f"pid {before} became {after}"
 
 
 def postgres_down(stage: Stage) -> str:
     """The database stays away until a request was refused, with the time after which to ask again."""
-    server, keeper = EmbeddedPostgres(stage.platform.state_dir), _keeper(stage.platform)
+    server, keeper = EmbeddedPostgres(stage.platform.state_dir), keeper_of(stage.platform)
     keeper.suspend()
     try:
         before = _kill_postgres(server)
@@ -135,7 +150,9 @@ def _postgres_is_back(server: EmbeddedPostgres, before: int) -> int:
     return pid
 
 
-def _keeper(platform: Platform) -> psutil.Process:
+def keeper_of(platform: Platform) -> psutil.Process:
+    """What starts the database again when it dies."""
+
     def find() -> psutil.Process | None:
         found = [process for process in platform.processes() if "ray::PostgresKeeper" in _command(process)]
         return found[0] if found else None
@@ -206,6 +223,51 @@ def clickhouse_killed(stage: Stage) -> str:
     behind = eventually(lambda: max(lag(stage.platform), 0), RECOVERY_S, "the log has grown")
     stage.clickhouse.start()
     return f"{behind} groups behind"
+
+
+def clickhouse_away_for_minutes(stage: Stage) -> str:
+    """The metric store is away for long, and the shard dies meanwhile: what it leaves has to be read from the log."""
+    first: int = rows(stage.platform)["metric-shard-0"]["pid"]
+    before, largest = _rss(first), 0
+    stage.clickhouse.kill()
+    gone_until = time.monotonic() + AWAY_S
+    while time.monotonic() < gone_until:
+        stage.writers.progress()
+        largest = max(largest, _rss(first))
+    behind, log_bytes = lag(stage.platform), _log_bytes(stage.platform)
+    assert behind > 0
+    assert largest - before < MEMORY_CAP_BYTES, f"{before >> 20} MiB became {largest >> 20}, {behind} groups behind"
+    _pid, second = kill_actor(stage.platform, "metric-shard-0")
+    stage.clickhouse.start()
+    began, largest_after = time.monotonic(), 0
+
+    def caught_up() -> bool:
+        nonlocal largest_after
+        largest_after = max(largest_after, _rss(second))
+        return 0 <= lag(stage.platform) < behind / 10
+
+    eventually(caught_up, CATCH_UP_S, "the log is short again")
+    assert largest_after - before < MEMORY_CAP_BYTES
+    return (
+        f"{AWAY_S} s away, {behind} groups behind and {log_bytes >> 20} MiB of log, the shard's memory "
+        f"{before >> 20} MiB, at most {largest >> 20}; another shard caught up in {time.monotonic() - began:.0f} s "
+        f"with {largest_after >> 20} MiB"
+    )
+
+
+def _rss(pid: int) -> int:
+    return int(psutil.Process(pid).memory_info().rss)
+
+
+def _log_bytes(platform: Platform) -> int:
+    """What the log takes in Postgres."""
+    server = EmbeddedPostgres(platform.state_dir)
+    with psycopg.connect(host=str(server.socket_dir), user="postgres", dbname="mlplat", connect_timeout=10) as database:
+        found = database.execute(
+            "SELECT sum(pg_total_relation_size(relid))::bigint FROM pg_partition_tree('metric_log')"
+        ).fetchone()
+    assert found is not None
+    return int(found[0])
 
 
 def clickhouse_frozen(stage: Stage) -> str:

@@ -6,9 +6,7 @@ Each fault prints a line: fault → what fired → acknowledged, lost, twice, lo
 from __future__ import annotations
 
 import random
-import re
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -22,8 +20,9 @@ from mlplat.metrics.store import MetricStore
 from mlplat.sdk.client import Client, client_for
 from tests.clickhouse import RemoteStore
 from tests.faults import stage as faults
-from tests.faults.ledger import Verdict, Window, judge, new_run, read_back, writing
-from tests.faults.stage import Fault, Stage
+from tests.faults.ledger import Verdict, new_run
+from tests.faults.rounds import strike
+from tests.faults.stage import MEMORY_CAP_BYTES, Fault
 from tests.platform import Platform, eventually
 
 #: What every test run does; a soak draws from all of them.
@@ -47,55 +46,20 @@ RARE_KILLS: tuple[Fault, ...] = (
 #: Ten million points, 320 MB as the shard holds them in memory: far more than its cache takes.
 FLOOD_BATCHES = 500
 FLOOD_POINTS = 20_000
-#: The cache and the queue of the shard have bounds of 128 and 64 MiB; the rest is for what is under way.
-MEMORY_CAP_BYTES = 512 * 1024 * 1024
 SOAK_KILLS = 200
 ROUND_KILLS = 10
-#: What a client may see meanwhile: an answer that says when to come back, or a broken connection.
-_HARMLESS = re.compile(r"(503|429) Retry-After|500|Unavailable|Overloaded|[A-Z]\w+(Error|Timeout)")
-
-
-def _strike(
-    platform: Platform,
-    sequence: Sequence[Fault],
-    folder: Path,
-    say: pytest.CaptureFixture[str],
-    remote: RemoteStore | None = None,
-) -> list[Verdict]:
-    """One round: writers start, the faults strike one after another, the writers stop, everything is counted."""
-    windows: list[Window] = []
-    with writing(platform, folder) as writers:
-        stage = Stage(platform, writers, remote)
-        for fault in sequence:
-            began = time.monotonic()
-            fired = fault(stage)
-            writers.progress()
-            windows.append(Window(fault.__name__.replace("_", " "), fired, began, time.monotonic()))
-        writers.stop()
-        entries = writers.entries()
-    verdicts = judge(read_back(platform, entries), entries, windows)
-    with say.disabled():
-        print()
-        for verdict in verdicts:
-            print(verdict)
-    for verdict in verdicts:
-        assert verdict.points > 0, verdict
-        assert (verdict.lost, verdict.twice) == (0, 0), verdict
-        strange = [failure for failure in verdict.failures if not _HARMLESS.fullmatch(failure)]
-        assert not strange, verdict
-    return verdicts
 
 
 def test_no_fault_loses_or_doubles_what_was_acknowledged(
     remote_platform: Platform, remote_store: RemoteStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _strike(remote_platform, [*KILLS, *OTHERS], tmp_path, capsys, remote_store)
+    strike(remote_platform, [*KILLS, *OTHERS], tmp_path, capsys, remote_store)
 
 
 def test_the_embedded_store_may_die_with_its_shard(
     platform: Platform, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _strike(platform, [faults.shard_killed, faults.gateway_killed, faults.shard_killed], tmp_path, capsys)
+    strike(platform, [faults.shard_killed, faults.gateway_killed, faults.shard_killed], tmp_path, capsys)
 
 
 @pytest.mark.soak
@@ -115,13 +79,21 @@ def test_hundreds_of_kills_lose_and_double_nothing(
             chance.choice([*OTHERS, faults.postgres_frozen]),
         ]
         chance.shuffle(sequence)
-        verdicts += _strike(remote_platform, sequence, tmp_path / str(number), capsys, remote_store)
+        verdicts += strike(remote_platform, sequence, tmp_path / str(number), capsys, remote_store)
     with capsys.disabled():
         points, gap = sum(verdict.points for verdict in verdicts), max(verdict.gap_s for verdict in verdicts)
         print(
             f"{len(verdicts)} faults, {SOAK_KILLS} of them kills → {points} points acknowledged, lost 0, twice 0, "
             f"torn 0, longest gap {gap:.1f} s, in {(time.monotonic() - began) / 60:.0f} min"
         )
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_the_metric_store_may_be_away_for_minutes(
+    remote_platform: Platform, remote_store: RemoteStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strike(remote_platform, [faults.clickhouse_away_for_minutes], tmp_path, capsys, remote_store)
 
 
 @pytest.mark.soak

@@ -52,7 +52,7 @@ async def python(*arguments: str, **environment: str) -> Process:
 
 
 async def ended(process: Process) -> tuple[int, str]:
-    """Its exit code and everything it has printed."""
-    out, errors = await asyncio.wait_for(process.communicate(), 60)
+    """Its exit code and everything it has printed; its stdin is at its end."""
+    out, errors = await asyncio.wait_for(process.communicate(b""), 60)
     assert process.returncode is not None
     return process.returncode, (out + errors).decode()

@@ -6,12 +6,14 @@ import asyncio
 import re
 import signal
 from asyncio.subprocess import Process
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mlplat.sdk.spool import spooled_files
 from tests.contract.chdb import unique
+from tests.faults.disks import MIB, SmallDisk, small_disk
 from tests.http.conftest import MLflow
 from tests.http.sdk import ended, history, info, python
 from tests.http.served import Served
@@ -151,6 +153,69 @@ print("dropped", run.finish().dropped_points)
     assert oldest == [(step, float(max(step, 1))) for step in range(10_000)]
     assert (await mlflow.data(run_id))["tags"]["late"] == "1"
     assert (await info(mlflow, run_id))["status"] == "FINISHED"
+
+
+@pytest.fixture
+def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SmallDisk]:
+    """A small one under the spool folder, for runs that are offline."""
+    monkeypatch.setenv("MLPLAT_SPOOL_DIR", str(tmp_path / "small"))
+    monkeypatch.setenv("MLPLAT_MODE", "offline")
+    with small_disk(tmp_path / "small", 4 * MIB) as small:
+        yield small
+
+
+LOG_TOO_MUCH = """
+for step in range(1, 150_000):
+    run.log({"m": step}, step=step)
+run.set_tag("late", 1)
+try:
+    run.flush()
+except Unavailable as error:
+    print(error, flush=True)
+sys.stdin.readline()
+print("dropped", run.finish().dropped_points)
+"""
+
+
+async def test_a_full_disk_keeps_what_fits(
+    served: Served, mlflow: MLflow, disk: SmallDisk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    process, run_id = await started(LOG_TOO_MUCH)
+    exit_code, output = await ended(process)
+    assert (exit_code, "dropped 0" in output) == (0, True), output
+    assert output.count("waits in memory") == 1, "one warning while it logs"
+    assert re.search(r"is full: \d+ records wait in memory", output), "one at the end of the run"
+    lost = int(output.split(" records found no room in ")[0].split()[-1])
+    full_with = MIB * 4 - disk.free_bytes
+    assert (await ended(await python("-m", "mlplat.cli", "sync")))[0] == 0
+    points = await history(mlflow, run_id, "m")
+    assert points == [(step, float(max(step, 1))) for step in range(len(points))], "the oldest, without a gap"
+    assert 10_000 < len(points) < 150_000
+    assert (await mlflow.data(run_id))["tags"]["late"] == "1"
+    assert (await info(mlflow, run_id))["status"] == "FINISHED"
+    with capsys.disabled():
+        print(
+            f"\nspool's disk full → {full_with / MIB:.1f} of 4 MiB used → 150000 points logged, {len(points)} kept, "
+            f"{lost} records told to be lost, twice 0, the training never waited"
+        )
+
+
+async def test_a_disk_that_was_full_for_a_while_costs_nothing(
+    served: Served, mlflow: MLflow, disk: SmallDisk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    disk.fill(MIB)  # what is left is for records other than points
+    process, run_id = await started(LOG_TOO_MUCH.replace("150_000", "50_000"))
+    assert process.stdout is not None
+    assert b"no room" in await asyncio.wait_for(process.stdout.readline(), 60)
+    disk.free()
+    exit_code, output = await ended(process)
+    assert (exit_code, "dropped 0" in output, "lost" in output) == (0, True, False), output
+    assert output.count("waits in memory") == 1
+    assert (await ended(await python("-m", "mlplat.cli", "sync")))[0] == 0
+    points = await history(mlflow, run_id, "m")
+    assert points == [(step, float(max(step, 1))) for step in range(50_000)]
+    with capsys.disabled():
+        print("\nspool's disk full for a while → 1 MiB left → 50000 points logged, lost 0, twice 0")
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])

@@ -185,13 +185,31 @@ def test_without_a_disk_frames_wait_in_memory_in_their_order(tmp_path: Path, mon
         disk.setattr(os, "pwrite", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         assert backlog.append(POINTS)
         assert backlog.append(CALL)
-    assert backlog.append(POINTS)  # the disk is back, but what waits in memory comes first
-    assert backlog.in_memory == 3
+        assert backlog.in_memory == 2
+    assert backlog.append(POINTS)  # the disk is back, and what waits in memory comes first
+    assert backlog.in_memory == 0
     assert drain(backlog) == [CALL, POINTS, CALL, POINTS]
     assert backlog.append(CALL)
-    assert backlog.in_memory == 0
     backlog.close()
     assert len(spooled_files(tmp_path / "spool")) == 1
+
+
+@pytest.mark.parametrize("sent", [1, 2, 3])
+def test_what_was_sent_from_memory_is_settled_after_it_moved_to_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: int
+) -> None:
+    backlog = Backlog(tmp_path / "spool", b"", 2**30)
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "pwrite", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        assert all(backlog.append(frame) for frame in (CALL, POINTS, CALL))
+        frames, marks = backlog.peek(100_000)  # a sender is at it while the disk comes back
+    assert frames == [CALL, POINTS, CALL]
+    backlog.sync()
+    assert backlog.in_memory == 0
+    backlog.settle(marks[:sent])
+    assert drain(backlog) == frames[sent:]
+    assert backlog.settled == backlog.appended == 3
+    backlog.close()
 
 
 def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
