@@ -65,7 +65,7 @@ class Batch:
     @property
     def weight(self) -> int:
         """Bytes in memory: the table's columns lie in the body, unless that is compressed."""
-        return max(len(self.body), self.table.nbytes) + TABLE_BYTES
+        return max(len(self.body), int(self.table.nbytes)) + TABLE_BYTES
 
 
 @dataclass
