@@ -24,7 +24,7 @@ from tests.platform import Platform
 TEMPLATE = "mlplat_template"
 #: Tests of these folders wait for whole platforms, the first of them for its start too.
 PLATFORM_TESTS = {"e2e", "faults"}
-PLATFORM_TIMEOUT_S = 400
+PLATFORM_TIMEOUT_S = 900
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -117,7 +117,9 @@ def _leases_go_on(server: EmbeddedPostgres) -> None:
         before = leases()
         assert before
         eventually(
-            lambda: all(until > before.get(name, 0) for name, until in leases().items()), 20, "all leases are renewed"
+            lambda: all(until > before.get(name, 0) for name, until in leases().items()),
+            RECOVERY_S,
+            "all leases are renewed",
         )
 
 
@@ -145,25 +147,32 @@ def postgres_disk_full_at_once(stage: Stage) -> str:
         _stays_away(stage.platform)
     finally:
         disk.free()
-    after = eventually(lambda: (pid := server.pid()) != before and pid, RECOVERY_S, "Postgres is back")
+    # Its main process may live on, if there was room again by the time at which it recovered.
+    after = eventually(lambda: _answers(server) and server.pid(), RECOVERY_S, "Postgres is back")
     stage.writers.progress()
     flood.check()
-    return f"{NO_SPACE!r} × {said}, a write got 503, pid {before} ended and became {after}"
+    return f"{NO_SPACE!r} × {said}, a write got 503, pid {before} panicked, {after} is back"
 
 
 def _spend_log(server: EmbeddedPostgres) -> int:
-    """Has the server begin new segments of its log until it ends itself for want of room; returns its pid."""
+    """Has the server begin new segments of its log until it panics for want of room; returns its pid."""
     pid = server.pid()
     assert pid is not None
     panics = server.log.read_text(errors="replace").count("PANIC")
 
-    def has_ended() -> bool:
+    def has_panicked() -> bool:
         with suppress(psycopg.Error), _connect(server) as connection:
             connection.execute("SELECT pg_logical_emit_message(false, 'fault', 'x'), pg_switch_wal()")
         return server.log.read_text(errors="replace").count("PANIC") > panics
 
-    eventually(has_ended, RECOVERY_S, "Postgres finds no room for its log")
+    eventually(has_panicked, RECOVERY_S, "Postgres finds no room for its log")
     return pid
+
+
+def _answers(server: EmbeddedPostgres) -> bool:
+    with suppress(psycopg.Error), _connect(server) as connection:
+        return connection.execute("SELECT 1").fetchone() == (1,)
+    return False
 
 
 def _stays_away(platform: Platform) -> None:

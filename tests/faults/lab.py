@@ -31,7 +31,7 @@ from tests.faults.proxy import FaultProxy
 from tests.faults.stage import rows
 from tests.platform import Platform, eventually
 
-RECOVERY_S = 60
+RECOVERY_S = 120
 SCHEDULER = "pipeline-scheduler"
 EXECUTORS = ("run-executor-0", "run-executor-1")
 
@@ -113,13 +113,16 @@ class Lab:
         pause_s: float = 0.0,
         failing: float = 0.0,
         durable: int = 0,
-        durable_s: float = 0.0,
+        gate: Path | None = None,
         **options: Any,
     ) -> dict[str, Any]:
-        """A definition: numbers → pieces, some of them light, some durable → total. ``options`` are of the pieces."""
+        """A definition: numbers → pieces, some of them light, some durable → total.
+
+        ``gate`` is the file for which pieces wait, and ``options`` are theirs, too.
+        """
         log = {"log": str(self.log)}
         piece = {"uses": self.uses(steps.piece), "resources": {"cpus": 0.5}, **options}
-        work = {"number": "${{ item }}", "pause_s": pause_s, "failing": failing, **log}
+        work = {"number": "${{ item }}", "pause_s": pause_s, "failing": failing, "gate": str(gate or ""), **log}
         document: dict[str, Any] = {
             "name": name,
             "steps": {
@@ -131,7 +134,7 @@ class Lab:
         if durable:
             document["steps"]["durable"] = {
                 **piece, "durable": True, "resources": {"cpus": 0}, "foreach": list(range(durable)),
-                "with": {**work, "pause_s": durable_s, "failing": 0.0},
+                "with": {**work, "failing": 0.0},
             }  # fmt: skip
         return build_spec(document).to_json()
 
@@ -263,7 +266,7 @@ class Accepted:
 
 
 #: How long a client goes on asking with one key.
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 REQUEST_TIMEOUT_S = 20.0
 
 
@@ -284,7 +287,7 @@ class Clients:
     def progress(self, runs: int) -> None:
         """Returns when so many further runs are accepted."""
         before = len(self.accepted.times)
-        eventually(lambda: len(self.accepted.times) >= before + runs, 90, f"{runs} more runs are accepted")
+        eventually(lambda: len(self.accepted.times) >= before + runs, RECOVERY_S, f"{runs} more runs are accepted")
 
     def stop(self) -> Accepted:
         """Lets every client have its last answer."""

@@ -22,7 +22,7 @@ from tests.platform import ROOT, Platform, eventually
 HTTP_WRITERS = ("http", "http", "http", "http", "http", "impatient")
 ACTOR_WRITERS = ("actor", "actor")
 PAGE = 50_000
-PROGRESS_TIMEOUT_S = 90
+PROGRESS_TIMEOUT_S = 150
 
 
 class Writers:

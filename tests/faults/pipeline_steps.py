@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from mlplat.sdk.context import StepContext
@@ -33,11 +34,11 @@ def numbers(count: int, log: str, ctx: StepContext) -> list[int]:
     return list(range(count))
 
 
-def piece(number: int, pause_s: float, failing: float, log: str, ctx: StepContext) -> int:
-    """The number again, after a while; the fraction ``failing`` of all attempts fails instead."""
+def piece(number: int, pause_s: float, failing: float, gate: str, log: str, ctx: StepContext) -> int:
+    """The number again, after a while and once the file ``gate`` is there; the fraction ``failing`` fails instead."""
     note(log, "begin", ctx)
     deadline = time.monotonic() + pause_s
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline or (gate and not Path(gate).exists()):
         time.sleep(0.05)
     if random.Random(ctx.label).random() < failing:
         note(log, "fail", ctx)

@@ -25,7 +25,7 @@ from tests.platform import Platform, eventually
 
 SLOW_S = 0.3
 SLOW_CHUNKS = 6
-RECOVERY_S = 60
+RECOVERY_S = 120
 AWAY_S, CATCH_UP_S = 180, 300
 #: The shard's cache and queue have bounds of 128 and 64 MiB; the rest is the process itself and what is under way.
 MEMORY_CAP_BYTES = 1024 * 1024 * 1024

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import httpx
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -20,30 +19,23 @@ from mlplat.demo.show import PIPELINE
 from mlplat.sdk.client import Client
 from mlplat.sdk.delivery import ensure_experiment
 from mlplat.sdk.pipeline_runs import PipelineRunHandle
+from tests.faults.stage import RECOVERY_S, rows
 from tests.platform import Platform, eventually
 
 #: A smaller sweep than the demo's default: the faults hit the same steps in a third of the time.
 PARAMS = {"trials": 2, "folds": 2}
 #: Longer than the minute of silence after which the platform ends a run itself.
-DELIVERY_S = 90
-
-
-def _rows(platform: Platform) -> dict[str, dict[str, Any]]:
-    try:
-        answer = httpx.get(f"{platform.url}/api/v1/status", timeout=10, trust_env=False)
-        return {row["actor"]: row for row in answer.json()} if answer.status_code == 200 else {}
-    except (httpx.HTTPError, ValueError):
-        return {}
+DELIVERY_S = 150
 
 
 def _kill(platform: Platform, actor: str) -> int:
-    pid: int = eventually(lambda: _rows(platform).get(actor, {}).get("pid"), what=f"{actor} has a pid")
+    pid: int = eventually(lambda: rows(platform).get(actor, {}).get("pid"), RECOVERY_S, f"{actor} has a pid")
     os.kill(pid, signal.SIGKILL)
     return pid
 
 
 def _wait_for(handle: PipelineRunHandle, step: str, *states: str) -> None:
-    eventually(lambda: handle.status()["steps"][step]["state"] in states, 90, f"{step} is {states}")
+    eventually(lambda: handle.status()["steps"][step]["state"] in states, RECOVERY_S, f"{step} is {states}")
 
 
 @dataclass(frozen=True)
@@ -74,13 +66,15 @@ def test_the_demo_survives_kill_9(kills: list[Kill], platform: Platform) -> None
         _wait_for(handle, kill.step, "RUNNING", "SUCCEEDED")
         if kill.step == "tune":  # in the middle of the sweep, when the trials write metrics
             logged = f"{ours} AND metrics.accuracy > 0"
-            eventually(partial(client.search_runs, [str(experiment_id)], logged), 60, "a trial has logged a point")
+            eventually(
+                partial(client.search_runs, [str(experiment_id)], logged), RECOVERY_S, "a trial has logged a point"
+            )
         killed.append((kill.actor, _kill(platform, kill.actor)))
-    final = handle.wait(timeout_s=120)
+    final = handle.wait(timeout_s=2 * RECOVERY_S)
     assert final["state"] == "SUCCEEDED", final["error"]
 
     for actor, pid in killed:
-        replacement = eventually(partial(_replaced, platform, actor, pid), 30, f"{actor} is back")
+        replacement = eventually(partial(_replaced, platform, actor, pid), RECOVERY_S, f"{actor} is back")
         assert actor == "gateway" or replacement["restarts"] >= 1  # Serve replaces replicas, it does not restart them
     lost_allowed = kills[0].actor == "run-executor-0"
     _check_attempts(final, lost_allowed)
@@ -90,7 +84,7 @@ def test_the_demo_survives_kill_9(kills: list[Kill], platform: Platform) -> None
 
 
 def _replaced(platform: Platform, actor: str, pid: int) -> dict[str, Any] | None:
-    row = _rows(platform).get(actor)
+    row = rows(platform).get(actor)
     return row if row and row["health"] == "ok" and row["pid"] != pid else None
 
 

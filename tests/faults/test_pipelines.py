@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import httpx
 import pytest
@@ -24,11 +25,13 @@ from tests.conftest import short_folder
 from tests.faults import pipeline_steps as steps
 from tests.faults.lab import EXECUTORS, SCHEDULER, Lab, submitting
 from tests.faults.proxy import FaultProxy
-from tests.faults.verdicts import IDLE_S, close
+from tests.faults.verdicts import close
 from tests.platform import Platform, eventually
 
-#: Seconds that durable attempts take which are adopted meanwhile, or until they time out.
+#: Seconds after which an attempt times out that is adopted meanwhile.
 LATE_S = 20
+#: For what must happen, however much else this machine has to do.
+PATIENCE_S = 120
 #: How long nothing arrives: more than a lease lasts.
 SILENT_S = 8
 #: Attempts that fail by themselves, and what their steps are allowed.
@@ -76,26 +79,29 @@ def test_the_scheduler_dies_while_runs_are_submitted(lab: Lab, capsys: pytest.Ca
     _kill_scheduler_while_submitting(lab, capsys, 2, "f1")
 
 
-def test_scheduler_and_executors_die_while_steps_run(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scheduler_and_executors_die_while_steps_run(
+    lab: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Light attempts die with their executor, and that costs no retry; durable ones go on, and keep their timeout."""
-    spec = lab.sweep("long", count=20, pause_s=2.5, durable=3, durable_s=LATE_S, retry={"max_attempts": 1})
-    work = {"number": 0, "pause_s": 600, "failing": 0, "log": str(lab.log)}
+    gate = tmp_path / "gate"
+    spec = lab.sweep("long", count=20, durable=3, gate=gate, retry={"max_attempts": 1})
+    work = {"number": 0, "pause_s": 600, "failing": 0, "gate": "", "log": str(lab.log)}
     late = lab.single(
         "late", steps.piece, durable=True, timeout_s=LATE_S, resources={"cpus": 0}, **{"with": work}
     )  # fmt: skip
     runs = {"f2-0": lab.submit(spec, "f2-0"), "f2-1": lab.submit(late, "f2-1")}
-    eventually(lambda: len(lab.running(runs["f2-0"])) >= 8, 60, "many steps run")
+    eventually(lambda: len(lab.running(runs["f2-0"])) >= 8, PATIENCE_S, "many steps run")
     fired = [lab.kill(SCHEDULER)]
     assert not lab.query("SELECT 1 FROM attempt WHERE run_id = %s AND state = 'LOST'", runs["f2-0"])
-    eventually(lambda: lab.running(f"{runs['f2-0']}/light/"), 60, "light attempts run")
+    assert lab.running(f"{runs['f2-0']}/light/"), "light attempts run"
     pids = {executor: lab.pid_of(executor) for executor in EXECUTORS}
     for pid in pids.values():
         lab.strike(pid)
     fired += [f"{executor} {pid} became {lab.successor(executor, pid)}" for executor, pid in pids.items()]
+    gate.touch()
     states = {"f2-1": "FAILED"}
     verdict = close(lab, "scheduler, then executors killed", "; ".join(fired), runs, capsys, expected=states)
     assert verdict.lost_attempts > 0
-    assert verdict.idle_s < LATE_S + IDLE_S
     failures = lab.query("SELECT sum(failures) FROM step_run WHERE run_id = %s", runs["f2-0"])
     assert failures == [(0,)], "what was lost was no failure"
     ends = lab.query("SELECT state FROM attempt WHERE run_id = %s AND step = 'durable'", runs["f2-0"])
@@ -130,35 +136,42 @@ async def _take_lease(lab: Lab, name: str, ttl_s: float) -> Lease:
     """Waits for a lease as a rival of its holder does."""
     engine = open_engine(embedded_postgres_url(lab.server.home.parent), "rival", 1)
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             return await acquire(engine, name, "rival", ttl_s)
     finally:
         await engine.dispose()
 
 
-def test_a_frozen_executor_loses_its_runs_to_the_other(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_frozen_executor_loses_its_runs_to_the_other(
+    lab: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """What it still has to say when it goes on changes nothing."""
-    spec = lab.sweep("long", count=4, pause_s=2, durable=2, durable_s=15)
+    gate = tmp_path / "gate"
+    spec = lab.sweep("long", count=2, durable=2, gate=gate)  # half of the CPUs are left for light attempts that go over
     runs = {f"f3b-{number}": lab.submit(spec, f"f3b-{number}") for number in range(2)}
     frozen, other = EXECUTORS
     mine = next(run_id for run_id in runs.values() if _executor(lab, run_id) == frozen)
-    eventually(lambda: len(lab.running(mine)) >= 4, 60, "its steps run")
+    eventually(lambda: len(lab.running(mine)) >= 4, PATIENCE_S, "its steps run")
     pid = lab.pid_of(frozen)
     lab.strike(pid, signal.SIGSTOP)
     began = time.monotonic()
     try:
-        eventually(lambda: _executor(lab, mine) == other, 40, "its run goes to the other executor")
+        eventually(lambda: _executor(lab, mine) == other, PATIENCE_S, "its run goes to the other executor")
         moved_s = time.monotonic() - began
-        eventually(lambda: lab.running(f"{mine}/light/"), 40, "the other one drives it")
+        eventually(lambda: _second_attempts(lab, mine), PATIENCE_S, "the other one drives it")
     finally:
         os.kill(pid, signal.SIGCONT)
+    gate.touch()
     fired = f"{frozen} {pid} frozen, its run moved after {moved_s:.1f} s, then it went on"
     verdict = close(lab, "executor frozen", fired, runs, capsys)
     assert verdict.lost_attempts > 0
-    assert verdict.idle_s < IDLE_S
     durable = lab.query("SELECT state FROM attempt WHERE run_id = %s AND step = 'durable'", mine)
     assert durable == [("SUCCEEDED",)] * 2, "no durable attempt had to run again"
     assert lab.pid_of(frozen) == pid, "it lives, and takes runs again"
+
+
+def _second_attempts(lab: Lab, run_id: str) -> list[str]:
+    return [label for label in lab.running(f"{run_id}/light/") if label.endswith("/2")]
 
 
 def _executor(lab: Lab, run_id: str) -> str:
@@ -180,7 +193,7 @@ def _kill_workers(lab: Lab, say: pytest.CaptureFixture[str], runs: int, prefix: 
                 killed += 1
     assert killed > 0
     fired = f"{killed} workers killed, {FAILING:.0%} of attempts fail by themselves"
-    close(lab, "worker processes killed", fired, accepted, say, timeout_s=60)
+    close(lab, "worker processes killed", fired, accepted, say)
 
 
 def test_workers_die_at_random(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:

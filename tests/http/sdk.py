@@ -7,6 +7,7 @@ import os
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,6 +37,21 @@ async def history(mlflow: MLflow, run_id: str, key: str) -> list[tuple[int, floa
     """Steps and values of a metric."""
     answer = await mlflow.call("GET", "metrics/get-history", run_id=run_id, metric_key=key)
     return sorted((point["step"], point["value"]) for point in answer.get("metrics", ()))
+
+
+def check_oldest(points: list[tuple[int, float]], whole: int) -> None:
+    """Points that ``run.log({...: step}, step=step)`` has made, each once, and no gap among the first ``whole``.
+
+    By its own loop: pytest would take minutes to show how lists of this length differ.
+    """
+    steps = [step for step, _value in points]
+    wrong = next((step for step, value in points if value != max(step, 1)), None)
+    assert wrong is None, f"a wrong value at step {wrong}"
+    twice = next((step for step, following in pairwise(steps) if step == following), None)
+    assert twice is None, f"step {twice} is there twice"
+    lost = next((step for step, found in zip(range(whole), steps, strict=False) if step != found), None)
+    assert lost is None, f"step {lost} is lost"
+    assert len(steps) >= whole, f"{len(steps)} of {whole} points are there"
 
 
 async def python(*arguments: str, **environment: str) -> Process:
