@@ -82,8 +82,8 @@ class Scheduling:
     async def end(self, run_id: str, state: State = State.SUCCEEDED) -> None:
         """The executor ends the run and says so."""
         writer = TransitionWriter(self.engine, self.driver.name)
-        epoch = self.driver.runs.pop(run_id)
-        await writer.write(transition(run_id, epoch, run=change(run_id, state)))
+        await writer.write(transition(run_id, self.driver.runs[run_id], run=change(run_id, state)))
+        del self.driver.runs[run_id]  # not before: what is neither driven nor over is given away again
         await writer.close()
         await self.service.ended([run_id])
 
