@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cluster.postgres import EmbeddedPostgres
-from mlplat.db.engine import open_engine, open_sync_engine
-from mlplat.db.migrate import migrate
+from mlplat.db.engine import open_engine
 from mlplat.settings import embedded_postgres_url
 from tests.clickhouse import ClickHouse, RemoteStore
+from tests.databases import Databases
 from tests.faults.proxy import FaultProxy
 from tests.platform import Platform
 
-TEMPLATE = "mlplat_template"
 #: Tests of these folders wait for whole platforms, the first of them for its start too.
 PLATFORM_TESTS = {"e2e", "faults"}
 PLATFORM_TIMEOUT_S = 900
@@ -100,34 +97,20 @@ def remote_platform(remote_store: RemoteStore) -> Iterator[Platform]:
         assert not platform.left_over()
 
 
-def _execute(url: str, *statements: str) -> None:
-    engine = open_sync_engine(url, "tests")
-    try:
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            for statement in statements:
-                connection.execute(text(statement))
-    finally:
-        engine.dispose()
-
-
 @pytest.fixture(scope="session")
-def template_url(postgres: EmbeddedPostgres, state_dir: Path) -> str:
-    """A migrated database that others are copied from."""
-    admin = embedded_postgres_url(state_dir)
-    _execute(admin, f"CREATE DATABASE {TEMPLATE}")
-    url = admin.replace("/mlplat?", f"/{TEMPLATE}?")
-    migrate(url)
-    return url
+def databases(postgres: EmbeddedPostgres, state_dir: Path) -> Iterator[Databases]:
+    """Databases of the session's server."""
+    databases = Databases(embedded_postgres_url(state_dir))
+    yield databases
+    databases.close()
 
 
 @pytest.fixture
-def database_url(template_url: str, state_dir: Path) -> Iterator[str]:
+def database_url(databases: Databases) -> Iterator[str]:
     """An empty, migrated database of this test's own."""
-    admin = embedded_postgres_url(state_dir)
-    name = f"test_{uuid.uuid4().hex[:12]}"
-    _execute(admin, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
-    yield admin.replace("/mlplat?", f"/{name}?")
-    _execute(admin, f"DROP DATABASE {name} WITH (FORCE)")
+    url = databases.take()
+    yield url
+    databases.give_back(url)
 
 
 @pytest.fixture
