@@ -91,6 +91,14 @@ class MetricStore:
                 self._call("command", statement)
             self._call("command", f"INSERT INTO metric_schema VALUES ({version})")  # noqa: S608 - a number of ours
 
+    def check(self) -> None:
+        """Returns when the store answers.
+
+        Raises:
+            Unavailable: it does not.
+        """
+        self._call("command", "SELECT 1")
+
     def insert(self, points: pa.Table) -> None:
         """Stores the points (``STORED_SCHEMA``, one chunk), at least once; exact repeats collapse when read.
 
@@ -172,7 +180,7 @@ class MetricStore:
     def _ensure_database(self) -> None:
         """Creates the URL's database, but only when it is missing: not every login may ask for it."""
         try:
-            self._call("command", "SELECT 1")
+            self.check()
         except Unavailable as error:
             if getattr(error.__cause__, "code", None) != UNKNOWN_DATABASE:
                 raise

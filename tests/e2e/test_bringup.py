@@ -32,7 +32,8 @@ def empty() -> Iterator[Platform]:
         try:
             yield fresh
         finally:
-            fresh.run("down")
+            if fresh.processes():
+                fresh.run("down")
             assert not fresh.processes()
 
 
