@@ -18,17 +18,26 @@ from tests.clickhouse import ClickHouse, RemoteStore
 from tests.databases import Databases
 from tests.faults.proxy import FaultProxy
 from tests.platform import Platform
+from tests.platforms import Platforms
 
 #: Tests of these folders wait for whole platforms, the first of them for its start too.
 PLATFORM_TESTS = {"e2e", "faults"}
 PLATFORM_TIMEOUT_S = 900
+#: Fixtures for which ``platform`` has to stop, in the order in which their tests run.
+OTHER_PLATFORMS = ("remote_platform", "cramped", "lab")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Gives tests of platforms the time that they need on a machine with much else to do."""
+    """Takes one platform after another, and gives their tests time on a machine with much else to do."""
     for item in items:
         if item.path.parent.name in PLATFORM_TESTS and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(PLATFORM_TIMEOUT_S))
+    items.sort(key=_platform_rank)
+
+
+def _platform_rank(item: pytest.Item) -> int:
+    names = getattr(item, "fixturenames", ())
+    return max((rank for rank, name in enumerate(OTHER_PLATFORMS, 1) if name in names), default=0)
 
 
 @contextmanager
@@ -57,20 +66,29 @@ def postgres(state_dir: Path) -> Iterator[EmbeddedPostgres]:
 
 
 @pytest.fixture(scope="session")
-def platform(state_dir: Path, postgres: EmbeddedPostgres) -> Iterator[Platform]:
-    """The session's platform: one Ray cluster, its actors and the Gateway, on the session's Postgres."""
-    platform = Platform(state_dir)
+def platforms() -> Iterator[Platforms]:
+    """What starts and stops the platforms."""
+    platforms = Platforms()
+    yield platforms
+    platforms.stop()
+
+
+@pytest.fixture(scope="session")
+def main_platform(state_dir: Path) -> Platform:
+    """See ``platform``; it need not run."""
     # Ray puts a driver's folder first on its workers' path: files like these must not get in the way.
     trap = state_dir / "trap"
     trap.mkdir()
     for name in ("actors.py", "cluster.py", "mlplat.py"):
         (trap / name).write_text("raise ImportError('a file of the user shadows the platform')\n")
-    try:
-        platform.mlplat("up", cwd=trap)
-        yield platform
-    finally:
-        platform.mlplat("down")
-    assert not platform.left_over()
+    return Platform(state_dir)
+
+
+@pytest.fixture
+def platform(main_platform: Platform, platforms: Platforms) -> Platform:
+    """The session's platform: one Ray cluster, its actors and the Gateway."""
+    platforms.run(main_platform, cwd=main_platform.state_dir / "trap")
+    return main_platform
 
 
 @pytest.fixture(scope="session")
@@ -85,16 +103,18 @@ def remote_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RemoteSto
 
 
 @pytest.fixture(scope="session")
-def remote_platform(remote_store: RemoteStore) -> Iterator[Platform]:
-    """A second platform, whose metric store is a ClickHouse server; started by the tests that need it."""
+def other_platform(remote_store: RemoteStore, platforms: Platforms) -> Iterator[Platform]:
+    """See ``remote_platform``; it need not run."""
     with short_folder() as folder:
-        platform = Platform(folder, extra={"MLPLAT_CLICKHOUSE_URL": remote_store.url})
-        try:
-            platform.mlplat("up")
-            yield platform
-        finally:
-            platform.run("down")
-        assert not platform.left_over()
+        yield Platform(folder, extra={"MLPLAT_CLICKHOUSE_URL": remote_store.url})
+        platforms.stop()
+
+
+@pytest.fixture
+def remote_platform(other_platform: Platform, platforms: Platforms) -> Platform:
+    """A second platform, whose metric store is a ClickHouse server; started by the tests that need it."""
+    platforms.run(other_platform)
+    return other_platform
 
 
 @pytest.fixture(scope="session")

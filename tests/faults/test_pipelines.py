@@ -27,6 +27,7 @@ from tests.faults.lab import EXECUTORS, SCHEDULER, Lab, submitting
 from tests.faults.proxy import FaultProxy
 from tests.faults.verdicts import close
 from tests.platform import Platform, eventually
+from tests.platforms import Platforms
 
 #: Seconds after which an attempt times out that is adopted meanwhile.
 LATE_S = 20
@@ -42,7 +43,7 @@ RETRY = {"max_attempts": 12, "initial_s": 0.1, "factor": 1, "cap_s": 0.1}
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
+def lab(platforms: Platforms) -> Iterator[Lab]:
     """The module's platform."""
     with short_folder() as folder:
         server = EmbeddedPostgres(folder / "db")
@@ -52,16 +53,15 @@ def lab() -> Iterator[Lab]:
         url = f"postgresql+psycopg://postgres@127.0.0.1:{proxy.port}/mlplat"
         platform = Platform(folder, extra={"MLPLAT_POSTGRES_URL": url, "MLPLAT_EXECUTORS": "2"})
         try:
-            platform.mlplat("up")
+            platforms.run(platform)
             lab = Lab(platform, server, proxy, folder / "executions.jsonl")
             lab.watch()
             yield lab
         finally:
             proxy.heal()
-            platform.run("down")
+            platforms.stop()
             proxy.close()
             server.stop()
-        assert not platform.left_over()
 
 
 def _kill_scheduler_while_submitting(lab: Lab, say: pytest.CaptureFixture[str], kills: int, prefix: str) -> None:
