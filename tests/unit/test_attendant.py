@@ -187,6 +187,26 @@ def test_the_end_of_an_attempt_waits_for_a_look_under_way(
     assert order == ["told", "ended"]
 
 
+def test_a_look_that_fails_ends_neither_the_attempt_nor_the_looking(
+    attendant: Attendant, attempts: Callable[..., Attempt]
+) -> None:
+    failed = threading.Event()
+
+    def tell(_notice: Notice) -> None:
+        failed.set()
+        raise ZeroDivisionError("what nobody thought of")
+
+    first = attempts(tell=tell)
+    attendant.begin(first.attended)
+    assert failed.wait(60)
+    first.prints(b"goes on")
+    eventually(lambda: first.stored == "goes on", 60)
+    attendant.end()
+    second = attempts()
+    attendant.begin(second.attended)
+    eventually(lambda: second.heard == [second.notice()], 60)
+
+
 # -- the log ---------------------------------------------------------------------------------------
 
 
