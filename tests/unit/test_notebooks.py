@@ -60,7 +60,7 @@ class Failed:
 
     @property
     def folder(self) -> str:
-        return "pipelines/run/notebooks/explore"
+        return "pipelines/run/notebooks/explore/7/2"
 
     @property
     def kept(self) -> Any:
