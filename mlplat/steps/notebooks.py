@@ -54,7 +54,7 @@ def _insert_parameters(notebook: Any, cell: Any) -> None:
 
 def _assignments(arguments: Mapping[str, Any]) -> str:
     try:
-        values = {name: json.loads(json.dumps(value)) for name, value in arguments.items()}
-    except TypeError as error:
+        values = {name: json.loads(json.dumps(value, allow_nan=False)) for name, value in arguments.items()}
+    except (TypeError, ValueError) as error:
         raise InvalidInput(f"a notebook takes arguments that are JSON: {error}") from error
     return "\n".join(f"{name} = {value!r}" for name, value in values.items())

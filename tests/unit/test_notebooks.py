@@ -107,7 +107,7 @@ def never_run(tmp_path: Path, **arguments: Any) -> Callable[[], Any]:
 
 
 @pytest.mark.parametrize(
-    "value", [OutputRef("d", "Model"), {1, 2}, b"bytes", {(1, 2): 3}]
+    "value", [OutputRef("d", "Model"), {1, 2}, b"bytes", math.nan, [math.inf], {"a": -math.inf}, {(1, 2): 3}]
 )
 def test_arguments_that_are_no_json_are_refused(value: Any, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="a notebook takes arguments that are JSON"):
