@@ -11,6 +11,8 @@ from mlplat.errors import InvalidInput
 
 #: The cell with this tag holds defaults; arguments are set in a new cell after it.
 PARAMETERS_TAG = "parameters"
+#: From this minor version of the format on, cells have ids; before it they may not.
+FIRST_WITH_IDS = 5
 
 
 class NotebookFailed(Exception):
@@ -48,6 +50,8 @@ def run_notebook(target: str, arguments: Mapping[str, Any], artifacts: ArtifactS
 
 def _insert_parameters(notebook: Any, cell: Any) -> None:
     cell.metadata["tags"] = ["injected-parameters"]
+    if notebook.nbformat_minor < FIRST_WITH_IDS:
+        del cell["id"]
     tagged = [index for index, other in enumerate(notebook.cells) if PARAMETERS_TAG in other.metadata.get("tags", [])]
     notebook.cells.insert(tagged[0] + 1 if tagged else 0, cell)
 

@@ -95,6 +95,10 @@ def test_a_failure_names_the_notebook_and_keeps_what_it_showed(failed: Failed) -
     assert (failed.kept.cells[5].outputs, failed.kept.cells[5].execution_count) == ([], None)
 
 
+def test_what_is_kept_is_a_valid_notebook(failed: Failed) -> None:
+    nbformat.validate(failed.kept)
+
+
 def test_the_kernel_ends_with_its_notebook(failed: Failed) -> None:
     eventually(lambda: not any(process.is_running() for process in failed.processes), 60)
 
