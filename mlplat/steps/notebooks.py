@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from mlplat.errors import InvalidInput
 PARAMETERS_TAG = "parameters"
 #: From this minor version of the format on, cells have ids; before it they may not.
 FIRST_WITH_IDS = 5
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class NotebookFailed(Exception):
@@ -42,7 +44,8 @@ def run_notebook(target: str, arguments: Mapping[str, Any], artifacts: ArtifactS
     try:
         NotebookClient(notebook, kernel_name="python3").execute()
     except CellExecutionError as error:
-        raise NotebookFailed(f"{name}: {error.ename}: {error.evalue}\n{error.traceback}") from error
+        traceback = _COLOURS.sub("", error.traceback)
+        raise NotebookFailed(f"{name}: {error.ename}: {error.evalue}\n{traceback}") from error
     finally:
         artifacts.write(path, [nbformat.writes(notebook).encode()])
     return {"notebook": path}

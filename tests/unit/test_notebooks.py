@@ -26,8 +26,8 @@ from tests.platform import eventually
 VALUES: dict[str, Any] = {
     "nothing": None, "yes": True, "no": False, "zero": 0, "huge": 2**70, "tiny": 5e-324, "minus": -0.0, "empty": "",
     "quotes": "'\"\\'''\"\"\"", "lines": "a\nb\r\n\tc\x00", "code": "__import__('os')._exit(1) # {x} %s",
-    "words": "ü€🧪\u2028", "half": "\ud800", "numbers": [1, 2.5, [], [[]]], "nested": {"a b": {"'": [None, {"": False}]}},
-    "rate": 0.5,
+    "words": "ü€🧪\u2028", "half": "\ud800", "numbers": [1, 2.5, [], [[]]], "rate": 0.5,
+    "nested": {"a b": {"'": [None, {"": False}]}},
 }  # fmt: skip
 
 
@@ -90,6 +90,7 @@ def test_arguments_replace_the_defaults_and_arrive_as_they_are(failed: Failed) -
 
 def test_a_failure_names_the_notebook_and_keeps_what_it_showed(failed: Failed) -> None:
     assert str(failed.error).startswith("explore.ipynb: ZeroDivisionError: division by zero\n")
+    assert "in fail()" in str(failed.error)
     [output] = failed.kept.cells[4].outputs
     assert (output.output_type, output.ename) == ("error", "ZeroDivisionError")
     assert (failed.kept.cells[5].outputs, failed.kept.cells[5].execution_count) == ([], None)
