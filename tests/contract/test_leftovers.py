@@ -31,11 +31,11 @@ async def test_only_processes_of_open_attempts_stay(pipelines: Pipelines) -> Non
         attempt_label(run_id, "check", 0, 1), attempt_label("nobody", "train", 0, 1),
         attempt_label(run_id, "train", 0, 32_767),
     ]  # fmt: skip
-    processes = Processes([*of_run.values(), *strange])
+    processes = Processes([*of_run.values(), *strange, "somebody's"])
     ended = await LeftoverReaper(pipelines.engine, processes).reap()
     wanted = [of_run[number] for number, state in states.items() if not state.is_final]
     assert len(wanted) == 2
-    assert processes.alive == wanted
+    assert processes.alive == [*wanted, "somebody's"]
     assert set(ended) == {*of_run.values(), *strange} - set(wanted)
     assert await LeftoverReaper(pipelines.engine, processes).reap() == []
 

@@ -58,6 +58,15 @@ async def test_nothing_is_ended_while_postgres_is_away(nowhere: AsyncEngine) -> 
     assert processes.alive == ["run/step/-1/1", "run/step/0/2"]
 
 
+@pytest.mark.parametrize(
+    "label", ["", "mine", "a/b/c/d", "run/step/-1", "run/step/-2/1", "r/s/0/1\n", "r/s/٠/1", "r/s/0/32768"]
+)
+async def test_a_process_with_a_name_of_somebody_elses_is_left_alone(label: str, nowhere: AsyncEngine) -> None:
+    processes = Processes(label)
+    assert await LeftoverReaper(nowhere, processes).reap() == []
+    assert processes.alive == [label]
+
+
 async def test_it_looks_again_and_again_whatever_happens_and_until_it_is_stopped(
     nowhere: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
