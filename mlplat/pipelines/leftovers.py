@@ -74,6 +74,8 @@ class LeftoverReaper:
                 await self.reap()
             except (PlatformError, *CONNECTION_ERRORS) as error:
                 _log.warning("leftover attempts: %s", error)
+            except Exception:  # a look that fails must not be the last one
+                _log.exception("leftover attempts")
             await asyncio.sleep(EVERY_S)
 
     async def _find_open(self, keys: Sequence[_Key]) -> set[_Key]:

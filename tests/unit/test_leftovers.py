@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from ray.exceptions import RayError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mlplat.db.engine import CONNECTION_ERRORS, open_engine
@@ -72,7 +73,7 @@ async def test_it_looks_again_and_again_whatever_happens_and_until_it_is_stopped
 ) -> None:
     monkeypatch.setattr(leftovers, "EVERY_S", 0.0)
     processes = Processes(
-        "run/step/-1/1", errors=[Unavailable("away")]
+        "run/step/-1/1", errors=[Unavailable("away"), RayError("the cluster is away"), ZeroDivisionError()]
     )
     reaper, others = LeftoverReaper(nowhere, processes), asyncio.all_tasks()
     reaper.start()
