@@ -17,6 +17,7 @@ from mlplat.http.app import create_app
 from mlplat.http.services import Services
 from mlplat.pipelines.automation.store import AutomationStore
 from mlplat.pipelines.store import PipelineStore
+from mlplat.registry.history_store import RegistryHistory
 from mlplat.registry.store import RegistryStore
 from mlplat.runtime import GATEWAY_DEPLOYMENT
 from mlplat.settings import PlatformConfig
@@ -47,6 +48,7 @@ def gateway(config: PlatformConfig, replicas: int = 1) -> Any:
             lifecycle=Lifecycle.build(engine, artifacts, metrics, ARTIFACT_ROOT),
             metrics=metrics,
             registry=RegistryStore(engine),
+            registry_history=RegistryHistory(engine),
             registry_writer=RegistryClient(),
             pipelines=PipelineStore(engine),
             automation=AutomationStore(engine),

@@ -18,7 +18,7 @@ from mlplat.db.group_commit import GroupCommit
 from mlplat.errors import PlatformError, Unavailable
 from mlplat.metrics.queries import Statement
 from mlplat.pipelines.model import Assignment, Submission
-from mlplat.registry.model import Command
+from mlplat.registry.model import NOBODY, Command, Origin
 from mlplat.runtime import (
     GATEWAY_DEPLOYMENT,
     METRIC_SHARD,
@@ -156,10 +156,12 @@ class RegistryClient:
     def __init__(self) -> None:
         self._actor = ActorClient(REGISTRY_COORDINATOR)
 
-    async def execute(self, request_id: str, command: Command) -> dict[str, Any]:
+    async def execute(
+        self, request_id: str, commands: Sequence[Command], origin: Origin = NOBODY
+    ) -> list[dict[str, Any]]:
         """See ``RegistryService.execute``; the request id makes repeats harmless."""
-        answer: dict[str, Any] = await self._actor.call_idempotent("execute", request_id, command)
-        return answer
+        answers: list[dict[str, Any]] = await self._actor.call_idempotent("execute", request_id, commands, origin)
+        return answers
 
 
 class SchedulerClient:

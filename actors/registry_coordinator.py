@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from actors.lifecycle import Health, Started, actor_id
 from mlplat.db.engine import open_engine
 from mlplat.db.lease import LeaseKeeper
-from mlplat.registry.model import Command
+from mlplat.registry.model import NOBODY, Command, Origin
 from mlplat.registry.service import RegistryService
 from mlplat.settings import PlatformConfig
 
@@ -22,10 +23,12 @@ class RegistryCoordinator:
         self._service = RegistryService(engine, lease)
         self._started = Started(self._service.start, lease)
 
-    async def execute(self, request_id: str, command: Command) -> dict[str, Any]:
-        """Applies a command once."""
+    async def execute(
+        self, request_id: str, commands: Sequence[Command], origin: Origin = NOBODY
+    ) -> list[dict[str, Any]]:
+        """Applies commands on one model once, all or none."""
         await self._started.wait()
-        return await self._service.execute(request_id, command)
+        return await self._service.execute(request_id, commands, origin)
 
     async def health(self) -> Health:
         """Answers when the coordinator is in charge."""

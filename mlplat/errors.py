@@ -37,6 +37,13 @@ class AlreadyExists(PlatformError):
     status = 400
 
 
+class Conflict(PlatformError):
+    """Somebody else was faster: the state is not the one that the request expects. Look again, then decide."""
+
+    code = "RESOURCE_CONFLICT"
+    status = 409
+
+
 class NotFound(PlatformError):
     """No such experiment, run, model, version, pipeline run or file."""
 

@@ -13,7 +13,8 @@ from mlplat.metrics.queries import Statement
 from mlplat.pipelines.automation.store import AutomationStore
 from mlplat.pipelines.model import Submission
 from mlplat.pipelines.store import PipelineStore
-from mlplat.registry.model import Command
+from mlplat.registry.history_store import RegistryHistory
+from mlplat.registry.model import NOBODY, Command, Origin
 from mlplat.registry.store import RegistryStore
 from mlplat.tracking.datasets import DatasetStore
 from mlplat.tracking.experiments import ExperimentStore
@@ -43,8 +44,10 @@ class MetricsPort(Protocol):
 class RegistryPort(Protocol):
     """The registry's single writer."""
 
-    async def execute(self, request_id: str, command: Command) -> dict[str, Any]:
-        """Applies a command once."""
+    async def execute(
+        self, request_id: str, commands: Sequence[Command], origin: Origin = NOBODY
+    ) -> list[dict[str, Any]]:
+        """Applies commands on one model once, all or none."""
         ...
 
 
@@ -88,6 +91,7 @@ class Services:
     lifecycle: Lifecycle
     metrics: MetricsPort
     registry: RegistryStore
+    registry_history: RegistryHistory
     registry_writer: RegistryPort
     pipelines: PipelineStore
     automation: AutomationStore

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import delete, func, insert, select, update
@@ -9,8 +11,10 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mlplat.db.tables import model_alias, model_version, model_version_tag, registered_model, registered_model_tag
-from mlplat.errors import AlreadyExists, InvalidInput, NotFound
+from mlplat.errors import AlreadyExists, InvalidInput
 from mlplat.keys import check_key
+from mlplat.registry.aliases import delete_alias, set_alias
+from mlplat.registry.history import NAME, Change, Subject
 from mlplat.registry.model import (
     Command,
     CreateModel,
@@ -21,57 +25,76 @@ from mlplat.registry.model import (
     RenameModel,
     SetAlias,
     SetModelTag,
+    SetStage,
     SetVersionTag,
+    Stage,
     UpdateModel,
     UpdateVersion,
-    check_alias,
     check_model_name,
 )
+from mlplat.registry.rows import (
+    change_model,
+    is_version,
+    model_missing,
+    require,
+    require_model,
+    require_version,
+    version_missing,
+)
+from mlplat.registry.stages import set_stage
 from mlplat.tracking.model import cut_tag
 
 
-async def apply(connection: AsyncConnection, command: Command) -> dict[str, Any]:
-    """Applies a command and returns what its caller needs to know (``{"version": n}`` or nothing).
+@dataclass(frozen=True)
+class Applied:
+    """What a command did: the answer for its caller, and what the history remembers of it."""
+
+    changes: Sequence[Change]
+    answer: dict[str, Any]
+
+
+async def apply(connection: AsyncConnection, command: Command) -> Applied:
+    """Applies a command. Its answer is ``{"version": n}`` for a new version, else empty.
 
     Raises:
-        NotFound, AlreadyExists, InvalidInput: the command does not fit the registry's state.
+        NotFound, AlreadyExists, InvalidInput, Conflict: the command does not fit the registry's state.
     """
+    changes: Sequence[Change] = ()
+    answer: dict[str, Any] = {}
     match command:
         case CreateModel():
-            await _create_model(connection, command)
+            changes = await _create_model(connection, command)
         case UpdateModel(name, description):
-            await _change_model(connection, name, description=description)
+            await change_model(connection, name, description=description)
         case RenameModel(name, new_name):
-            await _rename_model(connection, name, new_name)
+            changes = await _rename_model(connection, name, new_name)
         case DeleteModel(name):
-            await _require(
-                connection, delete(registered_model).where(registered_model.c.name == name), _model_missing(name)
-            )
+            statement = delete(registered_model).where(registered_model.c.name == name)
+            await require(connection, statement, model_missing(name))
+            changes = [Change(Subject.MODEL, NAME, name, None)]
         case SetModelTag(name, key, value):
             await _set_model_tag(connection, name, key, value)
         case CreateVersion():
-            return {"version": await _create_version(connection, command)}
+            answer = {"version": await _create_version(connection, command)}
+            changes = [Change(Subject.STAGE, str(answer["version"]), None, Stage.NONE)]
         case UpdateVersion(name, version, description):
-            changed = update(model_version).where(*_is(name, version))
+            changed = update(model_version).where(*is_version(name, version))
             values = changed.values(description=description, updated_at=func.clock_timestamp())
-            await _require(connection, values, _version_missing(name, version))
+            await require(connection, values, version_missing(name, version))
         case DeleteVersion(name, version):
-            await _require(
-                connection, delete(model_version).where(*_is(name, version)), _version_missing(name, version)
-            )
+            changes = await _delete_version(connection, name, version)
         case SetVersionTag(name, version, key, value):
             await _set_version_tag(connection, name, version, key, value)
-        case SetAlias(name, alias, version):
-            await _set_alias(connection, name, alias, version)
-        case DeleteAlias(name, alias):
-            await _require_model(connection, name)
-            await connection.execute(
-                delete(model_alias).where(model_alias.c.name == name, model_alias.c.alias == alias)
-            )
-    return {}
+        case SetAlias():
+            changes = await set_alias(connection, command)
+        case DeleteAlias():
+            changes = await delete_alias(connection, command)
+        case SetStage():
+            changes = await set_stage(connection, command)
+    return Applied(changes, answer)
 
 
-async def _create_model(connection: AsyncConnection, command: CreateModel) -> None:
+async def _create_model(connection: AsyncConnection, command: CreateModel) -> list[Change]:
     check_model_name(command.name)
     statement = upsert(registered_model).values(
         name=command.name,
@@ -84,14 +107,16 @@ async def _create_model(connection: AsyncConnection, command: CreateModel) -> No
         raise AlreadyExists(f"Registered Model (name={command.name}) already exists.")
     for key, value in command.tags.items():
         await _set_model_tag(connection, command.name, key, value)
+    return [Change(Subject.MODEL, NAME, None, command.name)]
 
 
-async def _rename_model(connection: AsyncConnection, name: str, new_name: str) -> None:
+async def _rename_model(connection: AsyncConnection, name: str, new_name: str) -> list[Change]:
     check_model_name(new_name)
     taken = select(registered_model.c.name).where(registered_model.c.name == new_name)
     if (await connection.execute(taken)).first() is not None:
         raise AlreadyExists(f"Registered Model (name={new_name}) already exists.")
-    await _change_model(connection, name, name=new_name)
+    await change_model(connection, name, name=new_name)
+    return [Change(Subject.MODEL, NAME, name, new_name)]
 
 
 async def _create_version(connection: AsyncConnection, command: CreateVersion) -> int:
@@ -104,7 +129,7 @@ async def _create_version(connection: AsyncConnection, command: CreateVersion) -
     number = number.values(last_version=command.version or last + 1, updated_at=func.clock_timestamp())
     version = (await connection.execute(number.returning(last))).scalar()
     if version is None:
-        await _require_model(connection, command.name)
+        await require_model(connection, command.name)
         raise AlreadyExists(
             f"Model Version (name={command.name}, version={command.version}): there is or was one with that number, "
             "or a later one."
@@ -121,8 +146,19 @@ async def _create_version(connection: AsyncConnection, command: CreateVersion) -
     return int(version)
 
 
+async def _delete_version(connection: AsyncConnection, name: str, version: int) -> list[Change]:
+    pointing = select(model_alias.c.alias).where(model_alias.c.name == name, model_alias.c.version == version)
+    aliases = (await connection.execute(pointing.order_by(model_alias.c.alias))).scalars().all()
+    deleted = delete(model_version).where(*is_version(name, version)).returning(model_version.c.stage)
+    stage = (await connection.execute(deleted)).scalar()
+    if stage is None:
+        raise version_missing(name, version)
+    changes = [Change(Subject.ALIAS, alias, str(version), None) for alias in aliases]
+    return [*changes, Change(Subject.STAGE, str(version), stage, None)]
+
+
 async def _set_model_tag(connection: AsyncConnection, name: str, key: str, value: str | None) -> None:
-    await _require_model(connection, name)
+    await require_model(connection, name)
     if value is None:
         await connection.execute(
             delete(registered_model_tag).where(registered_model_tag.c.name == name, registered_model_tag.c.key == key)
@@ -136,7 +172,7 @@ async def _set_model_tag(connection: AsyncConnection, name: str, key: str, value
 
 
 async def _set_version_tag(connection: AsyncConnection, name: str, version: int, key: str, value: str | None) -> None:
-    await _require_version(connection, name, version)
+    await require_version(connection, name, version)
     if value is None:
         await connection.execute(
             delete(model_version_tag).where(
@@ -153,48 +189,3 @@ async def _set_version_tag(connection: AsyncConnection, name: str, version: int,
             index_elements=["name", "version", "key"], set_={"value": statement.excluded.value}
         )
     )
-
-
-async def _set_alias(connection: AsyncConnection, name: str, alias: str, version: int) -> None:
-    check_alias(alias)
-    await _require_version(connection, name, version)
-    statement = upsert(model_alias).values(name=name, alias=alias, version=version)
-    await connection.execute(
-        statement.on_conflict_do_update(index_elements=["name", "alias"], set_={"version": statement.excluded.version})
-    )
-
-
-async def _change_model(connection: AsyncConnection, current_name: str, **values: str) -> None:
-    changed = update(registered_model).where(registered_model.c.name == current_name)
-    await _require(
-        connection, changed.values(**values, updated_at=func.clock_timestamp()), _model_missing(current_name)
-    )
-
-
-async def _require_model(connection: AsyncConnection, name: str) -> None:
-    query = select(registered_model.c.name).where(registered_model.c.name == name)
-    if (await connection.execute(query)).first() is None:
-        raise _model_missing(name)
-
-
-async def _require_version(connection: AsyncConnection, name: str, version: int) -> None:
-    query = select(model_version.c.version).where(*_is(name, version))
-    if (await connection.execute(query)).first() is None:
-        raise _version_missing(name, version)
-
-
-async def _require(connection: AsyncConnection, statement: Any, missing: NotFound) -> None:
-    if not (await connection.execute(statement)).rowcount:
-        raise missing
-
-
-def _is(name: str, version: int) -> tuple[Any, Any]:
-    return model_version.c.name == name, model_version.c.version == version
-
-
-def _model_missing(name: str) -> NotFound:
-    return NotFound(f"Registered Model with name={name} not found")
-
-
-def _version_missing(name: str, version: int) -> NotFound:
-    return NotFound(f"Model Version (name={name}, version={version}) not found")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
 
 from mlplat.errors import InvalidInput
 
@@ -14,6 +15,32 @@ MAX_ALIAS_LENGTH = 255
 PROMPT_TAG = "mlflow.prompt.is_prompt"
 _ALIAS = re.compile(r"[A-Za-z0-9_\-]+\Z")
 _VERSION_LIKE_ALIAS = re.compile(r"v\d+\Z", re.IGNORECASE)
+#: As an alias' expected version: there is no such alias.
+ABSENT = 0
+
+
+class Stage(StrEnum):
+    """Where a version stands on its way. Values as MLflow writes them."""
+
+    NONE = "None"
+    STAGING = "Staging"
+    PRODUCTION = "Production"
+    ARCHIVED = "Archived"
+
+
+#: Stages in which versions are in use.
+ACTIVE_STAGES = frozenset({Stage.STAGING, Stage.PRODUCTION})
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Who asks for a change, and why. Empty: nobody says."""
+
+    user_id: str = ""
+    reason: str = ""
+
+
+NOBODY = Origin()
 
 
 @dataclass(frozen=True)
@@ -30,13 +57,14 @@ class ModelVersion:
     user_id: str
     created_at: datetime
     updated_at: datetime
+    stage: Stage = Stage.NONE
     tags: dict[str, str] = field(default_factory=dict)
     aliases: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class RegisteredModel:
-    """A named model with its aliases and newest version."""
+    """A named model with its aliases, and the newest version in each stage, newest first."""
 
     name: str
     description: str
@@ -44,7 +72,7 @@ class RegisteredModel:
     updated_at: datetime
     tags: dict[str, str] = field(default_factory=dict)
     aliases: dict[str, int] = field(default_factory=dict)
-    latest: ModelVersion | None = None
+    latest: list[ModelVersion] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -132,19 +160,31 @@ class SetVersionTag:
 
 @dataclass(frozen=True)
 class SetAlias:
-    """Points an alias at a version."""
+    """Points an alias at a version; if ``expected`` is given, only if it points at that one, or is ``ABSENT``."""
 
     name: str
     alias: str
     version: int
+    expected: int | None = None
 
 
 @dataclass(frozen=True)
 class DeleteAlias:
-    """Removes an alias; a missing one is fine."""
+    """Removes an alias; a missing one is fine, unless a version is ``expected``."""
 
     name: str
     alias: str
+    expected: int | None = None
+
+
+@dataclass(frozen=True)
+class SetStage:
+    """Moves a version to a stage; ``archive_others`` moves those that were there to ``Archived``."""
+
+    name: str
+    version: int
+    stage: Stage
+    archive_others: bool = False
 
 
 Command = (
@@ -159,6 +199,7 @@ Command = (
     | SetVersionTag
     | SetAlias
     | DeleteAlias
+    | SetStage
 )
 
 
@@ -189,6 +230,18 @@ def check_alias(alias: str) -> None:
         raise InvalidInput("'latest' alias name (case insensitive) is reserved.")
     if _VERSION_LIKE_ALIAS.match(alias):
         raise InvalidInput(f"Version alias name '{alias}' is reserved.")
+
+
+def parse_stage(text: str) -> Stage:
+    """A stage in any case.
+
+    Raises:
+        InvalidInput: there is no such stage.
+    """
+    for stage in Stage:
+        if stage.lower() == text.lower():
+            return stage
+    raise InvalidInput(f"Invalid Model Version stage: {text[:50]}. Value must be one of {', '.join(Stage)}.")
 
 
 def parse_version(text: str) -> int:

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Row, Select, and_, func, select
+from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mlplat.db.tables import model_alias, model_version, model_version_tag, registered_model, registered_model_tag
 from mlplat.errors import InvalidInput, NotFound
-from mlplat.registry.model import ModelVersion, RegisteredModel
+from mlplat.registry.model import ModelVersion, RegisteredModel, Stage
 
 
 class RegistryStore:
@@ -20,7 +21,7 @@ class RegistryStore:
         self._engine = engine
 
     async def get_model(self, name: str) -> RegisteredModel:
-        """The model with its newest version."""
+        """The model with its newest versions."""
         async with self._engine.connect() as connection:
             found = await load_models(connection, select(registered_model).where(registered_model.c.name == name))
         if not found:
@@ -90,33 +91,29 @@ class RegistryStore:
 
 
 async def load_models(connection: AsyncConnection, query: Select[Any]) -> list[RegisteredModel]:
-    """The models that ``query`` (on registered_model) finds, with tags, aliases and newest version."""
-    rows = (await connection.execute(query)).all()
+    """The models that ``query`` (on registered_model) finds, with tags, aliases and newest versions."""
+    rows = (await connection.execute(query.add_columns(_MODEL_TAGS, _MODEL_ALIASES))).all()
     if not rows:
         return []
-    names = [row.name for row in rows]
-    tags: dict[str, dict[str, str]] = {}
-    for tag in await connection.execute(select(registered_model_tag).where(registered_model_tag.c.name.in_(names))):
-        tags.setdefault(tag.name, {})[tag.key] = tag.value
-    aliases: dict[str, dict[str, int]] = {}
-    for entry in await connection.execute(
-        select(model_alias).where(model_alias.c.name.in_(names)).order_by(model_alias.c.alias)
-    ):
-        aliases.setdefault(entry.name, {})[entry.alias] = entry.version
     newest = (
-        select(model_version.c.name, func.max(model_version.c.version).label("version"))
-        .where(model_version.c.name.in_(names))
-        .group_by(model_version.c.name)
+        select(model_version.c.name, model_version.c.version)
+        .distinct(model_version.c.name, model_version.c.stage)
+        .where(model_version.c.name.in_([row.name for row in rows]))
+        .order_by(model_version.c.name, model_version.c.stage, model_version.c.version.desc())
         .subquery()
     )
-    newest_query = select(model_version).join(
-        newest, and_(newest.c.name == model_version.c.name, newest.c.version == model_version.c.version)
+    versions = (
+        select(model_version)
+        .join(newest, and_(newest.c.name == model_version.c.name, newest.c.version == model_version.c.version))
+        .order_by(model_version.c.version.desc())
     )
-    latest = {version.name: version for version in await load_versions(connection, newest_query)}
+    latest: dict[str, list[ModelVersion]] = {}
+    for version in await load_versions(connection, versions):
+        latest.setdefault(version.name, []).append(version)
     return [
         RegisteredModel(
-            row.name, row.description, row.created_at, row.updated_at,
-            tags.get(row.name, {}), aliases.get(row.name, {}), latest.get(row.name),
+            row.name, row.description, row.created_at, row.updated_at, row.tags or {},
+            dict(sorted((row.aliases or {}).items())), latest.get(row.name, []),
         )
         for row in rows
     ]  # fmt: skip
@@ -124,30 +121,39 @@ async def load_models(connection: AsyncConnection, query: Select[Any]) -> list[R
 
 async def load_versions(connection: AsyncConnection, query: Select[Any]) -> list[ModelVersion]:
     """The versions that ``query`` (on model_version) finds, in its order, with tags and aliases."""
-    rows: Sequence[Row[Any]] = (await connection.execute(query)).all()
-    if not rows:
-        return []
-    names = {row.name for row in rows}
-    versions = {row.version for row in rows}
-    tags: dict[tuple[str, int], dict[str, str]] = {}
-    tag_query = select(model_version_tag).where(
-        model_version_tag.c.name.in_(names), model_version_tag.c.version.in_(versions)
-    )
-    for tag in await connection.execute(tag_query):
-        tags.setdefault((tag.name, tag.version), {})[tag.key] = tag.value
-    aliases: dict[tuple[str, int], list[str]] = {}
-    alias_query = (
-        select(model_alias)
-        .where(model_alias.c.name.in_(names), model_alias.c.version.in_(versions))
-        .order_by(model_alias.c.alias)
-    )
-    for entry in await connection.execute(alias_query):
-        aliases.setdefault((entry.name, entry.version), []).append(entry.alias)
+    rows: Sequence[Row[Any]] = (await connection.execute(query.add_columns(_TAGS, _ALIASES))).all()
     return [
         ModelVersion(
             row.name, row.version, row.description, row.source, row.artifact_uri, row.run_id, row.run_link,
-            row.user_id, row.created_at, row.updated_at,
-            tags.get((row.name, row.version), {}), aliases.get((row.name, row.version), []),
+            row.user_id, row.created_at, row.updated_at, Stage(row.stage), row.tags or {}, row.aliases or [],
         )
         for row in rows
     ]  # fmt: skip
+
+
+# Beside each row, so that a read is one statement.
+_MODEL_TAGS = (
+    select(func.json_object_agg(registered_model_tag.c.key, registered_model_tag.c.value))
+    .where(registered_model_tag.c.name == registered_model.c.name)
+    .scalar_subquery()
+    .label("tags")
+)
+_MODEL_ALIASES = (
+    select(func.json_object_agg(model_alias.c.alias, model_alias.c.version))
+    .where(model_alias.c.name == registered_model.c.name)
+    .scalar_subquery()
+    .label("aliases")
+)
+_TAGS = (
+    select(func.json_object_agg(model_version_tag.c.key, model_version_tag.c.value))
+    .where(model_version_tag.c.name == model_version.c.name, model_version_tag.c.version == model_version.c.version)
+    .scalar_subquery()
+    .label("tags")
+)
+_ALIASES = (
+    select(func.array_agg(aggregate_order_by(model_alias.c.alias, model_alias.c.alias)))
+    .where(model_alias.c.name == model_version.c.name, model_alias.c.version == model_version.c.version)
+    .correlate(model_version)
+    .scalar_subquery()
+    .label("aliases")
+)

@@ -43,7 +43,8 @@ class Registry:
 
     async def do(self, command: Command, request_id: str | None = None) -> dict[str, Any]:
         """Executes a command under a request id of its own."""
-        return await self.service.execute(request_id or uuid.uuid4().hex, command)
+        [answer] = await self.service.execute(request_id or uuid.uuid4().hex, [command])
+        return answer
 
     async def version(self, name: str, source: str = "s3://b/m", **options: Any) -> int:
         """Adds a version and returns its number."""
@@ -78,7 +79,7 @@ async def model(registry: Registry) -> str:
 async def test_a_new_model_is_read_as_it_was_written(registry: Registry) -> None:
     assert await registry.do(CreateModel("Modèle 'x' %_", "about", {"a": "1", "long": "x" * 9_000})) == {}
     found = await registry.store.get_model("Modèle 'x' %_")
-    assert (found.name, found.description, found.aliases, found.latest) == ("Modèle 'x' %_", "about", {}, None)
+    assert (found.name, found.description, found.aliases, found.latest) == ("Modèle 'x' %_", "about", {}, [])
     assert found.tags == {"a": "1", "long": "x" * 8_000}
     assert found.created_at <= found.updated_at
 
@@ -170,7 +171,7 @@ async def test_a_version_is_read_as_it_was_written(registry: Registry, model: st
         "http://x", "first", "ann", {"a": "1"}, [],
     )  # fmt: skip
     after = await registry.store.get_model(model)
-    assert after.latest == found
+    assert after.latest == [found]
     assert after.updated_at > before.updated_at
 
 
@@ -180,7 +181,7 @@ async def test_numbers_are_never_used_again(registry: Registry, model: str) -> N
     assert await registry.version(model) == 3
     for number in (1, 3):
         await registry.do(DeleteVersion(model, number))
-    assert (await registry.store.get_model(model)).latest is None
+    assert (await registry.store.get_model(model)).latest == []
     assert await registry.version(model) == 4
     with pytest.raises(NotFound):
         await registry.store.get_version(model, 2)
@@ -315,7 +316,7 @@ async def test_deleting_a_model_deletes_everything_under_it(registry: Registry, 
     assert await registry.store.search_versions(None, "r", 10, 0) == []
     await registry.do(CreateModel(model))
     found = await registry.store.get_model(model)
-    assert (found.tags, found.aliases, found.latest) == ({}, {}, None)
+    assert (found.tags, found.aliases, found.latest) == ({}, {}, [])
 
 
 async def test_a_repeated_request_acts_once_and_gives_the_first_answer(registry: Registry, model: str) -> None:
@@ -333,7 +334,7 @@ async def test_a_repeat_reaches_a_new_coordinator_too(registry: Registry, model:
     command = CreateVersion(model, "s3://b/m", "s3://b/m")
     first = await registry.do(command, "request-1")
     other = await _service(registry.engine)
-    assert await other.execute("request-1", command) == first
+    assert await other.execute("request-1", [command]) == [first]
     assert len(await registry.store.search_versions(model, None, 10, 0)) == 1
     await other.stop()
 
@@ -382,7 +383,7 @@ async def test_a_coordinator_that_was_replaced_changes_nothing(registry: Registr
         with pytest.raises(Fenced):
             await registry.do(command)
     assert (await registry.store.get_model(model), await registry.events()) == before
-    assert await successor.execute("next", CreateVersion(model, "s3://b", "s3://b")) == {"version": 2}
+    assert await successor.execute("next", [CreateVersion(model, "s3://b", "s3://b")]) == [{"version": 2}]
     await successor.stop()
 
 
@@ -415,7 +416,7 @@ async def test_models_are_searched_by_name_pattern_and_page(registry: Registry) 
     assert await names("' OR 1=1 --") == []
     found = await registry.store.search_models(None, 10, 0)
     assert all(model.tags == {"n": model.name} for model in found)
-    assert all(model.latest is not None and model.latest.name == model.name for model in found)
+    assert all([version.name for version in model.latest] == [model.name] for model in found)
 
 
 async def test_versions_are_searched_by_model_and_run_newest_first(registry: Registry, model: str) -> None:

@@ -51,7 +51,7 @@ async def registry(engine: AsyncEngine) -> AsyncIterator[RegistryService]:
 
 async def apply(registry: RegistryService, *commands: Command) -> None:
     for command in commands:
-        await registry.execute(random.randbytes(8).hex(), command)
+        await registry.execute(random.randbytes(8).hex(), [command])
 
 
 _EVENT = text(

@@ -32,6 +32,7 @@ from mlplat.pipelines.automation.store import AutomationStore
 from mlplat.pipelines.model import Assignment
 from mlplat.pipelines.scheduling import SchedulerService
 from mlplat.pipelines.store import PipelineStore
+from mlplat.registry.history_store import RegistryHistory
 from mlplat.registry.service import RegistryService
 from mlplat.registry.store import RegistryStore
 from mlplat.sdk.process import this_process
@@ -151,6 +152,7 @@ async def open_stack(databases: Databases, folder: Path) -> AsyncIterator[Stack]
             lifecycle=Lifecycle.build(engine, artifacts, port, "mlflow-artifacts:"),
             metrics=port,
             registry=RegistryStore(engine),
+            registry_history=RegistryHistory(engine),
             registry_writer=registry,
             pipelines=PipelineStore(engine),
             automation=AutomationStore(engine),

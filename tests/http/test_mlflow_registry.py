@@ -289,3 +289,48 @@ async def test_both_prefixes_serve_the_same_models(mlflow: MLflow, http: httpx.A
     assert await ajax.call("GET", "registered-models/get", name=name) == await mlflow.call(
         "GET", "registered-models/get", name=name
     )
+
+
+async def test_versions_go_through_stages(mlflow: MLflow, name: str) -> None:
+    for _ in range(3):
+        await _version(mlflow, name)
+
+    async def move(version: str, stage: str, **fields: Any) -> Any:
+        answer = await mlflow.call(
+            "POST", "model-versions/transition-stage", name=name, version=version, stage=stage, **fields
+        )
+        return answer["model_version"]
+
+    assert (await move("1", "STAGING"))["current_stage"] == "Staging"
+    await move("2", "Staging")
+    moved = await move("3", "staging", archive_existing_versions=True)
+    assert await mlflow.call("GET", "model-versions/get", name=name, version="3") == {"model_version": moved}
+    latest = await mlflow.call("POST", "registered-models/get-latest-versions", name=name)
+    assert [(found["version"], found["current_stage"]) for found in latest["model_versions"]] == [
+        ("3", "Staging"), ("2", "Archived")
+    ]  # fmt: skip
+    one = await mlflow.call("GET", "registered-models/get-latest-versions", name=name, stages=["archived"])
+    assert [found["version"] for found in one["model_versions"]] == ["2"]
+    model = (await mlflow.call("GET", "registered-models/get", name=name))["registered_model"]
+    assert model["latest_versions"] == latest["model_versions"]
+    assert model["last_updated_timestamp"] >= moved["last_updated_timestamp"] - 1_000
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "message"),
+    [
+        ({"version": "1", "stage": "live"}, 400, "Value must be one of None, Staging, Production, Archived."),
+        ({"version": "1"}, 400, "Missing value for required parameter 'stage'"),
+        ({"version": "1", "stage": "None", "archive_existing_versions": True}, 400, "is not an Active stage"),
+        ({"version": "x", "stage": "None"}, 400, "must be a positive integer"),
+        ({"version": "9", "stage": "Staging"}, 404, "version=9"),
+    ],
+)
+async def test_a_stage_that_cannot_be_is_refused(
+    mlflow: MLflow, name: str, fields: dict[str, Any], status: int, message: str
+) -> None:
+    await _version(mlflow, name)
+    code = MISSING if status == 404 else INVALID
+    await mlflow.refused(status, code, message, "POST", "model-versions/transition-stage", name=name, **fields)
+    found = await mlflow.call("GET", "model-versions/get", name=name, version="1")
+    assert found["model_version"]["current_stage"] == "None"

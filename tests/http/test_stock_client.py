@@ -208,6 +208,22 @@ def test_a_logged_model_is_registered_and_loaded_by_version_and_alias(mlflow_cli
         assert mlflow.sklearn.load_model(uri).predict(FEATURES).shape == (4,)
 
 
+def test_models_are_loaded_by_stage(mlflow_client: MlflowClient) -> None:
+    name = unique("model")
+    with mlflow.start_run():
+        for _ in range(2):
+            mlflow.sklearn.log_model(Ridge().fit(FEATURES, LABELS), name="ridge", registered_model_name=name)
+    mlflow_client.transition_model_version_stage(name, "1", "Production")
+    moved = mlflow_client.transition_model_version_stage(name, "2", "production", archive_existing_versions=True)
+    assert moved.current_stage == "Production"
+    assert mlflow_client.get_model_version(name, "1").current_stage == "Archived"
+    assert mlflow.sklearn.load_model(f"models:/{name}/Production").predict(FEATURES).shape == (4,)
+    latest = mlflow_client.get_latest_versions(name, stages=["Production", "Archived"])
+    assert {(found.version, found.current_stage) for found in latest} == {("2", "Production"), ("1", "Archived")}
+    with pytest.raises(MlflowException, match="Invalid Model Version stage: live"):
+        mlflow_client.transition_model_version_stage(name, "1", "live")
+
+
 def test_a_dataset_tells_a_models_metrics_apart(mlflow_client: MlflowClient) -> None:
     train = mlflow.data.from_pandas(_frame(), name="train")
     test = mlflow.data.from_pandas(_frame().head(2), name="test")

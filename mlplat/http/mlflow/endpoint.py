@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 import msgspec
 from fastapi import FastAPI
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -20,7 +22,10 @@ from mlplat.http.services import Services
 
 #: What repeats of one request have in common: the caller's ``Idempotency-Key``, else made up here.
 request_id: ContextVar[str] = ContextVar("mlplat_request_id")
+#: Whom the request comes from, as it says itself: the user name of MLflow's clients, else empty.
+caller: ContextVar[str] = ContextVar("mlplat_caller", default="")
 MAX_IDEMPOTENCY_KEY = 200
+MAX_CALLER = 200
 PREFIXES = ("/api/2.0/mlflow", "/ajax-api/2.0/mlflow")
 Answer = dict[str, Any]
 
@@ -51,6 +56,7 @@ def install(app: FastAPI, services: Services, endpoints: Sequence[Endpoint]) -> 
 def _route(services: Services, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
     async def route(request: Request) -> Response:
         request_id.set(request.headers.get("idempotency-key", "")[:MAX_IDEMPOTENCY_KEY] or uuid.uuid4().hex)
+        caller.set(caller_of(request.headers))
         _check_content_type(request)
         decoded = await decode_request(request, endpoint.request)
         for name, value in request.path_params.items():
@@ -61,6 +67,18 @@ def _route(services: Services, endpoint: Endpoint) -> Callable[[Request], Awaita
         return Response(msgspec.json.encode(answer), media_type="application/json")
 
     return route
+
+
+def caller_of(headers: Headers) -> str:
+    """The user name of HTTP's basic authentication, which nothing has verified; empty without one."""
+    scheme, _space, credentials = headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "basic":
+        return ""
+    try:
+        name = base64.b64decode(credentials, validate=True).decode().partition(":")[0]
+    except ValueError:
+        return ""
+    return name.replace("\0", "")[:MAX_CALLER]
 
 
 def _check_content_type(request: Request) -> None:

@@ -11,6 +11,7 @@ from mlplat.errors import InvalidInput
 from mlplat.http.mlflow.endpoint import (
     Answer,
     Endpoint,
+    caller,
     check_limit,
     page_offset,
     paged,
@@ -28,20 +29,23 @@ from mlplat.registry.model import (
     DeleteModel,
     DeleteVersion,
     ModelVersion,
+    Origin,
     RegisteredModel,
     RenameModel,
     SetAlias,
     SetModelTag,
+    SetStage,
     SetVersionTag,
+    Stage,
     UpdateModel,
     UpdateVersion,
+    parse_stage,
     parse_version,
 )
 from mlplat.tracking.model import to_ms
 
 MAX_MODELS_PAGE = 1_000
 MAX_VERSIONS_PAGE = 200_000
-STAGE = "None"
 _RUNS_URI = re.compile(r"runs:/(?P<run_id>[^/]+)(?:/(?P<path>.*))?\Z")
 _MODEL_URI = re.compile(r"models:/(?P<model_id>m-[0-9a-f]+)\Z")
 #: Filters that the fluent client sends; the full grammar comes with search over the registry.
@@ -121,6 +125,19 @@ class DescribeVersion(Version):
     description: str = ""
 
 
+class LatestVersions(Model):
+    """registered-models/get-latest-versions"""
+
+    stages: list[str] = []
+
+
+class TransitionStage(Version):
+    """model-versions/transition-stage"""
+
+    stage: str = ""
+    archive_existing_versions: bool = False
+
+
 class VersionTag(Version):
     """model-versions/set-tag and delete-tag"""
 
@@ -135,7 +152,7 @@ def wire_version(version: ModelVersion) -> Answer:
         "version": str(version.version),
         "creation_timestamp": to_ms(version.created_at),
         "last_updated_timestamp": to_ms(version.updated_at),
-        "current_stage": STAGE,
+        "current_stage": version.stage,
         "description": version.description,
         "source": version.source,
         "run_id": version.run_id or "",
@@ -159,7 +176,7 @@ def wire_model(model: RegisteredModel) -> Answer:
     }
     optional: Answer = {
         "description": model.description,
-        "latest_versions": [wire_version(model.latest)] if model.latest else [],
+        "latest_versions": [wire_version(version) for version in model.latest],
         "aliases": [{"alias": alias, "version": str(version)} for alias, version in model.aliases.items()],
         "tags": wire_pairs(model.tags),
     }
@@ -167,7 +184,8 @@ def wire_model(model: RegisteredModel) -> Answer:
 
 
 async def _execute(services: Services, command: Command) -> dict[str, Any]:
-    return await services.registry_writer.execute(request_id.get(), command)
+    [answer] = await services.registry_writer.execute(request_id.get(), [command], Origin(caller.get()))
+    return answer
 
 
 async def _model_answer(services: Services, name: str) -> Answer:
@@ -265,10 +283,19 @@ async def delete_alias(services: Services, request: Alias) -> Answer:
     return {}
 
 
-async def get_latest_versions(services: Services, request: Model) -> Answer:
+async def get_latest_versions(services: Services, request: LatestVersions) -> Answer:
     """GET and POST registered-models/get-latest-versions"""
+    stages = [parse_stage(stage) for stage in request.stages] or list(Stage)
     latest = (await services.registry.get_model(_name(request))).latest
-    return {"model_versions": [wire_version(latest)]} if latest else {}
+    found = [wire_version(version) for version in latest if version.stage in stages]
+    return {"model_versions": found} if found else {}
+
+
+async def transition_stage(services: Services, request: TransitionStage) -> Answer:
+    """POST model-versions/transition-stage"""
+    version, stage = parse_version(request.version), parse_stage(require("stage", request.stage))
+    await _execute(services, SetStage(_name(request), version, stage, request.archive_existing_versions))
+    return await _version_answer(services, request.name, version)
 
 
 async def create_version(services: Services, request: CreateVersionRequest) -> Answer:
@@ -365,7 +392,7 @@ ENDPOINTS = (
     Endpoint(("GET",), "registered-models/search", Search, search_models),
     Endpoint(("POST",), "registered-models/set-tag", ModelTag, set_model_tag),
     Endpoint(("DELETE",), "registered-models/delete-tag", ModelTag, delete_model_tag),
-    Endpoint(("GET", "POST"), "registered-models/get-latest-versions", Model, get_latest_versions),
+    Endpoint(("GET", "POST"), "registered-models/get-latest-versions", LatestVersions, get_latest_versions),
     Endpoint(("POST",), "registered-models/alias", Alias, set_alias),
     Endpoint(("GET",), "registered-models/alias", Alias, get_by_alias),
     Endpoint(("DELETE",), "registered-models/alias", Alias, delete_alias),
@@ -374,6 +401,7 @@ ENDPOINTS = (
     Endpoint(("PATCH",), "model-versions/update", DescribeVersion, update_version),
     Endpoint(("DELETE",), "model-versions/delete", Version, delete_version),
     Endpoint(("GET",), "model-versions/search", Search, search_versions),
+    Endpoint(("POST",), "model-versions/transition-stage", TransitionStage, transition_stage),
     Endpoint(("POST",), "model-versions/set-tag", VersionTag, set_version_tag),
     Endpoint(("DELETE",), "model-versions/delete-tag", VersionTag, delete_version_tag),
     Endpoint(("GET",), "model-versions/get-download-uri", Version, get_download_uri),

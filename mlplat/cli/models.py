@@ -1,0 +1,126 @@
+"""The model registry from the shell."""
+
+from __future__ import annotations
+
+import getpass
+from datetime import UTC, datetime
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from mlplat.errors import InvalidInput
+from mlplat.registry.model import parse_stage
+from mlplat.sdk.client import client_for, default_url
+
+models = typer.Typer(no_args_is_help=True, help="Registered models: aliases, stages, and their history.")
+console = Console(highlight=False, soft_wrap=True)
+_Name = Annotated[str, typer.Argument(help="The registered model.")]
+_Alias = Annotated[str, typer.Argument(help="An alias, such as champion.")]
+_Reason = Annotated[str, typer.Option(help="Stays in the history.")]
+
+
+@models.command("show")
+def show(
+    name: _Name,
+    at: Annotated[
+        str | None,
+        typer.Option(help="As it was then, such as 2026-01-31T12:00; without a zone in this machine's time."),
+    ] = None,
+) -> None:
+    """Show the aliases and stages of a model, now or at an earlier time."""
+    moment = datetime.now(UTC) if at is None else _moment(at)
+    found = client_for(default_url()).get(f"{_url(name)}/at", time=moment.isoformat())
+    table = _table("version", "stage", "aliases")
+    for version, stage in sorted(found["stages"].items(), key=lambda entry: -int(entry[0])):
+        aliases = [alias for alias, pointed in found["aliases"].items() if pointed == int(version)]
+        table.add_row(version, stage, ", ".join(aliases))
+    console.print(table)
+
+
+@models.command("alias")
+def set_alias(
+    name: _Name,
+    alias: _Alias,
+    version: Annotated[int | None, typer.Argument(help="The version that it is to point at.", min=1)] = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete it.")] = False,
+    expect: Annotated[
+        int | None, typer.Option(min=0, help="Only if it points at this version now; 0: only if it is not set.")
+    ] = None,
+    reason: _Reason = "",
+) -> None:
+    """Point an alias at a version, or delete it."""
+    if (version is None) != delete:
+        raise InvalidInput("give a version, or --delete")
+    move = {"alias": alias, "version": version, "expected_version": expect}
+    client_for(default_url()).post(f"{_url(name)}/aliases", {"moves": [move], **_origin(reason)})
+    console.print(f"{name}: {alias} {'is deleted' if delete else f'→ version {version}'}", markup=False)
+
+
+@models.command("rollback")
+def roll_back(name: _Name, alias: _Alias, reason: _Reason = "") -> None:
+    """Point an alias at what it pointed at before its last change."""
+    url = f"{_url(name)}/aliases/{quote(alias, safe='')}/rollback"
+    done = client_for(default_url()).post(url, _origin(reason))
+    console.print(f"{name}: {alias} → version {done['version']} (was {done['was']})", markup=False)
+
+
+@models.command("stage")
+def set_stage(
+    name: _Name,
+    version: Annotated[int, typer.Argument(min=1)],
+    stage: Annotated[str, typer.Argument(help="None, Staging, Production or Archived.")],
+    archive_others: Annotated[bool, typer.Option("--archive-others", help="Archive versions that are there.")] = False,
+    reason: _Reason = "",
+) -> None:
+    """Move a version to a stage."""
+    body = {"stage": parse_stage(stage).value, "archive_others": archive_others, **_origin(reason)}
+    done = client_for(default_url()).post(f"{_url(name)}/versions/{version}/stage", body)
+    console.print(f"{name}: version {version} → {done['stage']}", markup=False)
+
+
+@models.command("history")
+def history(
+    name: _Name,
+    alias: Annotated[str | None, typer.Option(help="Only of this alias.")] = None,
+    version: Annotated[int | None, typer.Option(help="Only the stages of this version.", min=1)] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1_000)] = 50,
+) -> None:
+    """Show who changed what, when and why, newest first; of a deleted model, too."""
+    if alias is not None and version is not None:
+        raise InvalidInput("give --alias or --version, not both")
+    query: dict[str, Any] = {"limit": limit}
+    if alias is not None:
+        query |= {"subject": "alias", "key": alias}
+    if version is not None:
+        query |= {"subject": "stage", "key": version}
+    table = _table("when", "what", "before", "after", "by", "reason")
+    for item in client_for(default_url()).get(f"{_url(name)}/history", **query):
+        what = {"alias": f"alias {item['key']}", "stage": f"version {item['key']}"}.get(item["subject"], item["key"])
+        before, after = (item[side] or "-" for side in ("before", "after"))
+        table.add_row(item["at"][:19].replace("T", " "), what, before, after, item["by"], item["reason"])
+    console.print(table)
+
+
+def _moment(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except ValueError as error:
+        raise InvalidInput(f"--at {text}: expected a time such as 2026-01-31T12:00") from error
+
+
+def _url(name: str) -> str:
+    return f"/api/v1/models/{quote(name, safe='')}"
+
+
+def _origin(reason: str) -> dict[str, str]:
+    return {"by": getpass.getuser(), "reason": reason}
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column)
+    return table

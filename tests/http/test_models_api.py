@@ -1,0 +1,176 @@
+"""/api/v1/models, and the commands that use it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+import pytest
+from typer.testing import CliRunner
+
+from mlplat.cli import app
+from mlplat.errors import Conflict, PlatformError
+from mlplat.sdk.client import Client
+from tests.contract.chdb import unique
+from tests.http.conftest import MLflow, expect_error
+
+INVALID = "INVALID_PARAMETER_VALUE"
+
+
+@pytest.fixture
+async def name(mlflow: MLflow) -> str:
+    """A registered model with three versions; its name needs escaping."""
+    name = unique("Modèle 1 %")
+    await mlflow.call("POST", "registered-models/create", name=name)
+    for _ in range(3):
+        await mlflow.call("POST", "model-versions/create", name=name, source="s3://bucket/m")
+    return name
+
+
+async def move(http: httpx.AsyncClient, name: str, *moves: dict[str, Any], **fields: Any) -> httpx.Response:
+    return await http.post(f"/api/v1/models/{name}/aliases", json={"moves": moves, **fields})
+
+
+async def history(http: httpx.AsyncClient, name: str, **query: Any) -> list[dict[str, Any]]:
+    response = await http.get(f"/api/v1/models/{name}/history", params=query)
+    assert response.status_code == 200, response.text
+    found: list[dict[str, Any]] = response.json()
+    return found
+
+
+async def test_aliases_move_together_with_a_reason(http: httpx.AsyncClient, name: str) -> None:
+    response = await move(http, name, {"alias": "champion", "version": 1}, by="ann", reason="first")
+    assert response.json() == {"name": name, "aliases": {"champion": 1}}
+    swap = (
+        {"alias": "previous", "version": 1, "expected_version": 0},
+        {"alias": "champion", "version": 2, "expected_version": 1},
+    )
+    response = await move(http, name, *swap, by="bob", reason="better")
+    assert response.json()["aliases"] == {"champion": 2, "previous": 1}
+    expect_error(await move(http, name, *swap), 409, "RESOURCE_CONFLICT", "alias previous points at version 1")
+    assert (await http.get(f"/api/v1/models/{name}/aliases")).json()["aliases"] == {"champion": 2, "previous": 1}
+    told = await history(http, name, subject="alias")
+    assert [(item["key"], item["before"], item["after"], item["by"], item["reason"]) for item in told] == [
+        ("champion", "1", "2", "bob", "better"), ("previous", None, "1", "bob", "better"),
+        ("champion", None, "1", "ann", "first"),
+    ]  # fmt: skip
+    assert told[0]["request_id"] == told[1]["request_id"] != told[2]["request_id"]
+    assert await history(http, name, subject="alias", limit=1, before=told[0]["change_id"]) == told[1:2]
+    assert await history(http, name, subject="alias", key="champion") == [told[0], told[2]]
+
+
+async def test_a_repeated_request_is_one(http: httpx.AsyncClient, name: str) -> None:
+    key = unique("key")
+    url, body = f"/api/v1/models/{name}/aliases", {"moves": [{"alias": "a", "version": 1, "expected_version": 0}]}
+    for _twice in range(2):
+        response = await http.post(url, json=body, headers={"Idempotency-Key": key})
+        assert response.status_code == 200, response.text
+    assert len(await history(http, name, subject="alias")) == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"moves": []}, "moves"),
+        ({"moves": [{"alias": "a", "version": 0}]}, "version"),
+        ({"moves": [{"alias": "a"}]}, "version"),
+        ({"moves": [{"alias": "latest", "version": 1}]}, "reserved"),
+        ({"moves": [{"alias": "v7", "version": 1}]}, "reserved"),
+        ({"moves": [{"alias": "a b", "version": 1}]}, "Invalid alias name"),
+        ({"moves": [{"alias": "a", "version": 1}, {"alias": "a", "version": 2}]}, "only once"),
+        ({"moves": [{"alias": "a", "version": 1, "expected": 2}]}, "expected"),
+        ({"moves": [{"alias": "a", "version": 1}], "reason": "x" * 3_000}, "reason"),
+    ],
+)
+async def test_bad_moves_are_refused(http: httpx.AsyncClient, name: str, body: dict[str, Any], message: str) -> None:
+    expect_error(await http.post(f"/api/v1/models/{name}/aliases", json=body), 400, INVALID, message)
+    assert await history(http, name, subject="alias") == []
+
+
+async def test_what_is_not_there_is_not_found(http: httpx.AsyncClient, name: str) -> None:
+    missing = "RESOURCE_DOES_NOT_EXIST"
+    expect_error(await move(http, name, {"alias": "a", "version": 9}), 404, missing, "version=9")
+    expect_error(await move(http, "nobody", {"alias": "a", "version": 1}), 404, missing, "nobody")
+    for path in ("aliases", "history", "at?time=2026-01-01T00:00:00Z"):
+        expect_error(await http.get(f"/api/v1/models/nobody/{path}"), 404, missing, "nobody")
+
+
+async def test_a_rollback_goes_back_and_forth(http: httpx.AsyncClient, name: str) -> None:
+    url = f"/api/v1/models/{name}/aliases/champion/rollback"
+    expect_error(await http.post(url, json={}), 400, INVALID, "alias champion not found")
+    await move(http, name, {"alias": "champion", "version": 1})
+    expect_error(await http.post(url, json={}), 400, INVALID, "did not exist before")
+    await move(http, name, {"alias": "champion", "version": 3})
+    done = await http.post(url, json={"by": "ann"})
+    assert done.json() == {"name": name, "alias": "champion", "version": 1, "was": 3}
+    [last] = await history(http, name, subject="alias", limit=1)
+    assert (last["before"], last["after"], last["by"], last["reason"]) == ("3", "1", "ann", "rollback from version 3")
+    assert (await http.post(url, json={})).json()["version"] == 3
+
+
+async def test_stages_and_moments(http: httpx.AsyncClient, name: str) -> None:
+    url = f"/api/v1/models/{name}/versions/1/stage"
+    answer = await http.post(url, json={"stage": "Production", "by": "ann", "reason": "approved"})
+    assert answer.json() == {"name": name, "version": 1, "stage": "Production"}
+    then = datetime.now(UTC)
+    await http.post(f"/api/v1/models/{name}/versions/2/stage", json={"stage": "Production", "archive_others": True})
+    found = (await http.get(f"/api/v1/models/{name}/at", params={"time": then.isoformat()})).json()
+    assert found["stages"] == {"1": "Production", "2": "None", "3": "None"}
+    now = datetime.now(UTC).isoformat()
+    found = (await http.get(f"/api/v1/models/{name}/at", params={"time": now})).json()
+    assert found["stages"] == {"1": "Archived", "2": "Production", "3": "None"}
+    [first] = [item for item in await history(http, name, subject="stage", key="1") if item["after"] == "Production"]
+    assert (first["by"], first["reason"]) == ("ann", "approved")
+    expect_error(await http.post(url, json={"stage": "live"}), 400, INVALID, "stage")
+    expect_error(
+        await http.get(f"/api/v1/models/{name}/at", params={"time": "2026-01-01T00:00:00"}), 400, INVALID, "zone"
+    )
+
+
+async def test_mlflows_user_is_in_the_history(http: httpx.AsyncClient, name: str) -> None:
+    secret = base64.b64encode(b"carl:not checked").decode()
+    body = {"name": name, "alias": "a", "version": "1"}
+    url = "/api/2.0/mlflow/registered-models/alias"
+    for header in (f"Basic {secret}", "Basic ???", "Bearer x"):
+        response = await http.post(url, json=body, headers={"Authorization": header})
+        assert response.status_code == 200, response.text
+        body = body | {"version": str(int(body["version"]) + 1)}
+    assert [item["by"] for item in await history(http, name, subject="alias")] == ["", "", "carl"]
+
+
+async def test_the_commands(server_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLPLAT_URL", server_url)
+    monkeypatch.setenv("COLUMNS", "300")
+    name, client = unique("model"), Client(server_url)
+
+    def run(*arguments: str) -> str:
+        result = CliRunner().invoke(app, ["models", *arguments])
+        if result.exception is not None:
+            raise result.exception
+        return result.output
+
+    def use() -> None:
+        client.post("/api/2.0/mlflow/registered-models/create", {"name": name})
+        for _ in range(2):
+            client.post("/api/2.0/mlflow/model-versions/create", {"name": name, "source": "s3://b/m"})
+        assert "champion → version 1" in run("alias", name, "champion", "1", "--reason", "first")
+        with pytest.raises(Conflict):
+            run("alias", name, "champion", "2", "--expect", "2")
+        run("alias", name, "champion", "2", "--expect", "1")
+        assert "champion → version 1 (was 2)" in run("rollback", name, "champion", "--reason", "too slow")
+        assert "too slow" in run("history", name, "--alias", "champion")
+        assert "version 2 → Production" in run("stage", name, "2", "production")
+        shown = run("show", name)
+        assert "champion" in shown
+        assert "Production" in shown
+        then = datetime.now(UTC).isoformat()
+        run("alias", name, "champion", "--delete")
+        assert "champion" not in run("show", name)
+        assert "champion" in run("show", name, "--at", then)
+        with pytest.raises(PlatformError, match="nobody"):
+            run("show", "nobody")
+
+    await asyncio.to_thread(use)
