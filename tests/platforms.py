@@ -30,4 +30,5 @@ class Platforms:
         running, self._running = self._running, None
         if running is not None:
             running.mlplat("down")
-            assert not running.left_over()
+            left = [" ".join(process.cmdline())[:200] for process in running.left_over()]
+            assert not left, left

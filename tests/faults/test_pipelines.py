@@ -45,9 +45,8 @@ RETRY = {"max_attempts": 12, "initial_s": 0.1, "factor": 1, "cap_s": 0.1}
 @pytest.fixture(scope="module")
 def lab(platforms: Platforms) -> Iterator[Lab]:
     """The module's platform."""
-    with short_folder() as folder:
-        server = EmbeddedPostgres(folder / "db")
-        server.home.parent.mkdir(mode=0o711)
+    with short_folder() as folder, short_folder() as database:
+        server = EmbeddedPostgres(database)
         server.start()
         proxy = FaultProxy(server.socket_dir / ".s.PGSQL.5432")
         url = f"postgresql+psycopg://postgres@127.0.0.1:{proxy.port}/mlplat"
