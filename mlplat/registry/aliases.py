@@ -6,15 +6,33 @@ from sqlalchemy import delete, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mlplat.db.tables import model_alias
-from mlplat.errors import Conflict
+from mlplat.db.tables import model_alias, registered_model, registry_change
+from mlplat.errors import Conflict, InvalidInput
 from mlplat.registry.history import Change, Subject
-from mlplat.registry.model import ABSENT, DeleteAlias, SetAlias, check_alias
+from mlplat.registry.model import ABSENT, DeleteAlias, RollBackAlias, SetAlias, check_alias
 from mlplat.registry.rows import require_model, require_version
 
 
-async def set_alias(connection: AsyncConnection, command: SetAlias) -> list[Change]:
-    """See ``SetAlias``."""
+async def change_alias(
+    connection: AsyncConnection, command: SetAlias | DeleteAlias | RollBackAlias
+) -> tuple[list[Change], dict[str, int]]:
+    """Applies a command on an alias; see ``commands.apply``.
+
+    Raises:
+        NotFound: there is no such model or version.
+        Conflict: the alias does not point at the expected version.
+        InvalidInput: a malformed alias, or nothing to roll back to.
+    """
+    match command:
+        case SetAlias():
+            return await _set_alias(connection, command), {}
+        case DeleteAlias():
+            return await _delete_alias(connection, command), {}
+        case RollBackAlias():
+            return await _roll_back_alias(connection, command)
+
+
+async def _set_alias(connection: AsyncConnection, command: SetAlias) -> list[Change]:
     name, alias, version = command.name, command.alias, command.version
     check_alias(alias)
     await require_version(connection, name, version)
@@ -28,8 +46,7 @@ async def set_alias(connection: AsyncConnection, command: SetAlias) -> list[Chan
     return [Change(Subject.ALIAS, alias, str(before) if before else None, str(version))]
 
 
-async def delete_alias(connection: AsyncConnection, command: DeleteAlias) -> list[Change]:
-    """See ``DeleteAlias``."""
+async def _delete_alias(connection: AsyncConnection, command: DeleteAlias) -> list[Change]:
     name, alias = command.name, command.alias
     await require_model(connection, name)
     before = await _expect(connection, name, alias, command.expected)
@@ -37,6 +54,27 @@ async def delete_alias(connection: AsyncConnection, command: DeleteAlias) -> lis
         return []
     await connection.execute(delete(model_alias).where(model_alias.c.name == name, model_alias.c.alias == alias))
     return [Change(Subject.ALIAS, alias, str(before), None)]
+
+
+async def _roll_back_alias(connection: AsyncConnection, command: RollBackAlias) -> tuple[list[Change], dict[str, int]]:
+    name, alias = command.name, command.alias
+    await require_model(connection, name)
+    current = await _expect(connection, name, alias, None)
+    if current == ABSENT:
+        raise InvalidInput(f"Registered model alias {alias} not found.")
+    model = select(registered_model.c.model_id).where(registered_model.c.name == name).scalar_subquery()
+    last = (
+        select(registry_change.c.before)
+        .where(registry_change.c.model_id == model, registry_change.c.key == alias)
+        .where(registry_change.c.subject == Subject.ALIAS)
+        .order_by(registry_change.c.change_id.desc())
+        .limit(1)
+    )
+    before = (await connection.execute(last)).scalar()
+    if before is None:
+        raise InvalidInput(f"Alias {alias} of {name} points at version {current}, and did not exist before.")
+    changes = await _set_alias(connection, SetAlias(name, alias, int(before), current))
+    return changes, {"version": int(before), "was": current}
 
 
 async def _expect(connection: AsyncConnection, name: str, alias: str, expected: int | None) -> int:

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mlplat.db.tables import model_alias, model_version, model_version_tag, registered_model, registered_model_tag
 from mlplat.errors import AlreadyExists, InvalidInput
 from mlplat.keys import check_key
-from mlplat.registry.aliases import delete_alias, set_alias
+from mlplat.registry.aliases import change_alias
 from mlplat.registry.history import NAME, Change, Subject
 from mlplat.registry.model import (
     Command,
@@ -23,6 +23,7 @@ from mlplat.registry.model import (
     DeleteModel,
     DeleteVersion,
     RenameModel,
+    RollBackAlias,
     SetAlias,
     SetModelTag,
     SetStage,
@@ -54,7 +55,10 @@ class Applied:
 
 
 async def apply(connection: AsyncConnection, command: Command) -> Applied:
-    """Applies a command. Its answer is ``{"version": n}`` for a new version, else empty.
+    """Applies a command.
+
+    Its answer is ``{"version": n}`` for a new version, ``{"version": n, "was": m}`` for an alias that was rolled back,
+    else empty.
 
     Raises:
         NotFound, AlreadyExists, InvalidInput, Conflict: the command does not fit the registry's state.
@@ -85,10 +89,8 @@ async def apply(connection: AsyncConnection, command: Command) -> Applied:
             changes = await _delete_version(connection, name, version)
         case SetVersionTag(name, version, key, value):
             await _set_version_tag(connection, name, version, key, value)
-        case SetAlias():
-            changes = await set_alias(connection, command)
-        case DeleteAlias():
-            changes = await delete_alias(connection, command)
+        case SetAlias() | DeleteAlias() | RollBackAlias():
+            changes, answer = await change_alias(connection, command)
         case SetStage():
             changes = await set_stage(connection, command)
     return Applied(changes, answer)

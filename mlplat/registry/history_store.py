@@ -7,10 +7,11 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Row, Select, select
+from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mlplat.db.tables import registered_model, registry_change, registry_event
-from mlplat.errors import InvalidInput, NotFound
+from mlplat.errors import NotFound
 from mlplat.registry.history import Change, Moment, Recorded, Subject
 
 
@@ -63,31 +64,6 @@ class RegistryHistory:
             dict(sorted((int(key), after) for (subject, key), after in states.items() if subject == Subject.STAGE)),
         )
 
-    async def previous_version(self, name: str, alias: str) -> tuple[int, int]:
-        """The version that an alias points at, and the one that it pointed at before its last change.
-
-        Raises:
-            InvalidInput: it is not set, or was never set to anything else.
-            NotFound: there is no such model.
-        """
-        async with self._engine.connect() as connection:
-            query = select(registered_model.c.model_id).where(registered_model.c.name == name)
-            model_id = (await connection.execute(query)).scalar()
-            if model_id is None:
-                raise NotFound(f"Registered Model with name={name} not found")
-            changes = (
-                select(registry_change.c.before, registry_change.c.after)
-                .where(registry_change.c.model_id == model_id, registry_change.c.key == alias)
-                .where(registry_change.c.subject == Subject.ALIAS)
-                .order_by(registry_change.c.change_id.desc())
-            )
-            last = (await connection.execute(changes.limit(1))).first()
-        if last is None or last.after is None:
-            raise InvalidInput(f"Registered model alias {alias} not found.")
-        if last.before is None:
-            raise InvalidInput(f"alias {alias} of {name} points at version {last.after}, and did not exist before")
-        return int(last.after), int(last.before)
-
 
 async def _model_of(connection: AsyncConnection, name: str) -> int:
     query = select(registered_model.c.model_id).where(registered_model.c.name == name)
@@ -122,7 +98,7 @@ def _latest(moment: datetime) -> Select[Any]:
     """The last change of each subject before the moment."""
     return (
         select(registry_change.c.subject, registry_change.c.key, registry_change.c.after)
-        .distinct(registry_change.c.subject, registry_change.c.key)
+        .ext(distinct_on(registry_change.c.subject, registry_change.c.key))
         .join(registry_event)
         .where(registry_event.c.created_at <= moment)
         .order_by(registry_change.c.subject, registry_change.c.key, registry_change.c.change_id.desc())

@@ -178,6 +178,14 @@ class DeleteAlias:
 
 
 @dataclass(frozen=True)
+class RollBackAlias:
+    """Points an alias at what it pointed at before its last change."""
+
+    name: str
+    alias: str
+
+
+@dataclass(frozen=True)
 class SetStage:
     """Moves a version to a stage; ``archive_others`` moves those that were there to ``Archived``."""
 
@@ -199,6 +207,7 @@ Command = (
     | SetVersionTag
     | SetAlias
     | DeleteAlias
+    | RollBackAlias
     | SetStage
 )
 

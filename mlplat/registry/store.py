@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Row, Select, and_, func, select
-from sqlalchemy.dialects.postgresql import aggregate_order_by
+from sqlalchemy.dialects.postgresql import aggregate_order_by, distinct_on
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mlplat.db.tables import model_alias, model_version, model_version_tag, registered_model, registered_model_tag
@@ -97,7 +97,7 @@ async def load_models(connection: AsyncConnection, query: Select[Any]) -> list[R
         return []
     newest = (
         select(model_version.c.name, model_version.c.version)
-        .distinct(model_version.c.name, model_version.c.stage)
+        .ext(distinct_on(model_version.c.name, model_version.c.stage))
         .where(model_version.c.name.in_([row.name for row in rows]))
         .order_by(model_version.c.name, model_version.c.stage, model_version.c.version.desc())
         .subquery()

@@ -32,6 +32,7 @@ _BY_CODE: dict[str, type[PlatformError]] = {
     "INVALID_PARAMETER_VALUE": errors.InvalidInput,
     "BAD_REQUEST": errors.InvalidInput,
     "RESOURCE_ALREADY_EXISTS": errors.AlreadyExists,
+    "RESOURCE_CONFLICT": errors.Conflict,
     "RESOURCE_DOES_NOT_EXIST": errors.NotFound,
     "ENDPOINT_NOT_FOUND": errors.NotFound,
     "PERMISSION_DENIED": errors.PermissionDenied,

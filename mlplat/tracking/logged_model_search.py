@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import ColumnElement, FromClause, and_, case, exists, false, func, literal, not_, or_, select, true
+from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.types import DOUBLE_PRECISION
 
 from mlplat.db.tables import logged_model, logged_model_metric, logged_model_param, logged_model_tag
@@ -172,4 +173,4 @@ def _newest_points(key: str, dataset: DatasetRef | None, name: str) -> FromClaus
     if dataset is not None:
         query = query.where(_on(dataset))
     newest = point.model_id, point.timestamp.desc(), point.step.desc(), point.digest
-    return query.distinct(point.model_id).order_by(*newest).subquery(name)
+    return query.ext(distinct_on(point.model_id)).order_by(*newest).subquery(name)

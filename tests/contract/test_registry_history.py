@@ -29,6 +29,7 @@ from mlplat.registry.model import (
     DeleteVersion,
     Origin,
     RenameModel,
+    RollBackAlias,
     SetAlias,
     SetStage,
     Stage,
@@ -213,20 +214,27 @@ async def test_what_goes_with_a_version_is_told(registry: Registry) -> None:
     assert (await registry.told())[-3:] == [("a", "1", None), ("b", "1", None), ("1", "None", None)]
 
 
-async def test_the_version_before_is_the_one_before_the_last_change(registry: Registry) -> None:
-    await registry.model(2)
+async def test_a_rollback_goes_to_where_the_alias_was_before_its_last_change(registry: Registry) -> None:
+    await registry.model(3)
+    back = RollBackAlias("m", "a")
     with pytest.raises(InvalidInput, match="alias a not found"):
-        await registry.history.previous_version("m", "a")
+        await registry.do(back)
     await registry.do(SetAlias("m", "a", 1))
     with pytest.raises(InvalidInput, match="did not exist before"):
-        await registry.history.previous_version("m", "a")
+        await registry.do(back)
     await registry.do(SetAlias("m", "a", 2))
-    assert await registry.history.previous_version("m", "a") == (2, 1)
+    assert [await registry.do(back, request_id="back") for _twice in range(2)] == [[{"version": 1, "was": 2}]] * 2
+    assert await registry.aliases() == {"a": 1}
+    assert await registry.do(back) == [{"version": 2, "was": 1}]
+    await registry.do(SetAlias("m", "a", 3), DeleteVersion("m", 2))
+    with pytest.raises(NotFound, match="version=2"):
+        await registry.do(back)
+    assert await registry.aliases() == {"a": 3}
     await registry.do(DeleteAlias("m", "a"))
     with pytest.raises(InvalidInput, match="alias a not found"):
-        await registry.history.previous_version("m", "a")
+        await registry.do(back)
     with pytest.raises(NotFound):
-        await registry.history.previous_version("nobody", "a")
+        await registry.do(RollBackAlias("nobody", "a"))
 
 
 _VERSIONS = st.integers(1, 4)

@@ -20,6 +20,7 @@ from mlplat.registry.model import (
     Command,
     DeleteAlias,
     Origin,
+    RollBackAlias,
     SetAlias,
     SetStage,
     Stage,
@@ -150,14 +151,10 @@ def router(services: Services) -> APIRouter:
     async def roll_back(
         name: Name, alias: AliasName, request: ChangeRequest, idempotency_key: IdempotencyKey = None
     ) -> RollbackAnswer:
-        """Points an alias at what it pointed at before its last change; a second one undoes the first.
-
-        409 when it moves meanwhile.
-        """
-        version, previous = await services.registry_history.previous_version(name, alias)
-        origin = request.origin if request.reason else Origin(request.by, f"rollback from version {version}")
-        await execute(idempotency_key, [SetAlias(name, alias, previous, version)], origin)
-        return RollbackAnswer(name=name, alias=alias, version=previous, was=version)
+        """Points an alias at what it pointed at before its last change; a second one undoes the first."""
+        origin = request.origin if request.reason else Origin(request.by, "rollback")
+        [answer] = await execute(idempotency_key, [RollBackAlias(name, alias)], origin)
+        return RollbackAnswer(name=name, alias=alias, **answer)
 
     @api.post("/{name}/versions/{version}/stage")
     async def set_stage(

@@ -36,10 +36,12 @@ REGISTRY_EVENTS = {
     "SetVersionTag": "version_tag_set",
     "SetAlias": "alias_set",
     "DeleteAlias": "alias_deleted",
+    "RollBackAlias": "alias_set",
+    "SetStage": "stage_set",
 }
 RegistryEvent = Literal[
     "model_created", "model_updated", "model_renamed", "model_deleted", "model_tag_set", "version_created",
-    "version_updated", "version_deleted", "version_tag_set", "alias_set", "alias_deleted",
+    "version_updated", "version_deleted", "version_tag_set", "alias_set", "alias_deleted", "stage_set",
 ]  # fmt: skip
 EndState = Literal["SUCCEEDED", "FAILED", "CANCELLED"]
 #: A name, or a pattern with ``*``, ``?`` and ``[…]``.
