@@ -1,0 +1,36 @@
+"""One platform to break for all tests of pipelines under faults."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from cluster.postgres import EmbeddedPostgres
+from tests.conftest import short_folder
+from tests.faults.lab import Lab
+from tests.faults.proxy import FaultProxy
+from tests.platform import Platform
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    """The session's platform with two executors, on a Postgres behind a proxy."""
+    with short_folder() as folder:
+        server = EmbeddedPostgres(folder / "db")
+        server.home.parent.mkdir(mode=0o711)
+        server.start()
+        proxy = FaultProxy(server.socket_dir / ".s.PGSQL.5432")
+        url = f"postgresql+psycopg://postgres@127.0.0.1:{proxy.port}/mlplat"
+        platform = Platform(folder, extra={"MLPLAT_POSTGRES_URL": url, "MLPLAT_EXECUTORS": "2"})
+        try:
+            platform.mlplat("up")
+            lab = Lab(platform, server, proxy, folder / "executions.jsonl")
+            lab.watch()
+            yield lab
+        finally:
+            proxy.heal()
+            platform.run("down")
+            proxy.close()
+            server.stop()
+        assert not platform.left_over()
