@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 ONLY ?=
 ARGS ?=
+PLATFORMS := tests/e2e tests/faults
+REST := tests/unit tests/contract tests/http
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test soak check bench down lock
@@ -21,18 +23,14 @@ demo: .venv/installed ## Start the platform, train and register a model in a pip
 down: .venv/installed ## Stop the platform; its data stays
 	$(BIN)/mlplat down
 
-# Side by side, because most of these wait more than they compute: the checks, and three groups of tests.
-test: .venv/installed ## Run the checks and all tests, side by side (only some tests: make test ARGS=tests/unit)
+# Two at a time, for two cores: the tests of whole platforms, which also wait, and all the rest one after another.
+test: .venv/installed ## Run the checks and all tests (only some tests: make test ARGS=tests/unit)
 ifeq ($(ARGS),)
 	@mkdir -p build
-	@$(MAKE) --no-print-directory check > build/check.log 2>&1 & checks=$$!; \
-	$(BIN)/python -m pytest tests/unit tests/contract > build/stores.log 2>&1 & stores=$$!; \
-	$(BIN)/python -m pytest tests/http > build/http.log 2>&1 & http=$$!; \
-	$(BIN)/python -m pytest tests/e2e tests/faults; platform=$$?; \
-	wait $$stores; stores=$$?; cat build/stores.log; \
-	wait $$http; http=$$?; cat build/http.log; \
-	wait $$checks; checks=$$?; if [ $$checks -ne 0 ]; then cat build/check.log; fi; \
-	exit $$((platform || stores || http || checks))
+	@{ $(MAKE) --no-print-directory check && $(BIN)/python -m pytest $(REST); } > build/rest.log 2>&1 & rest=$$!; \
+	$(BIN)/python -m pytest $(PLATFORMS); platforms=$$?; \
+	wait $$rest; rest=$$?; cat build/rest.log; \
+	exit $$((platforms || rest))
 else
 	$(BIN)/python -m pytest $(ARGS)
 endif

@@ -25,7 +25,9 @@ class MetricShard:
     def __init__(self, config: PlatformConfig, name: str) -> None:
         engine = open_engine(config.postgres_url, name, pool_size=4)
         lease = LeaseKeeper(engine, name, actor_id())
-        self._service = MetricService(engine, MetricStore(config.clickhouse_url), lease, name)
+        store = MetricStore(config.clickhouse_url)
+        store.load_engine()
+        self._service = MetricService(engine, store, lease, name)
         self._started = Started(self._service.start, lease)
         spare_garbage_collection()
 

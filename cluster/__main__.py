@@ -17,6 +17,9 @@ from cluster.disk import plain_disk_errors
 from mlplat.errors import PlatformError
 from mlplat.settings import Settings
 
+#: Commands that have no use for what ``cluster.start_commands`` loads.
+LOOKS = (["status"], ["env"])
+
 
 def main() -> None:
     """Replaces this process by the command."""
@@ -39,7 +42,8 @@ def main() -> None:
         environment = {key: value for key, value in environment.items() if not key.startswith("RAY_")}
         environment |= client_environment(settings.state_dir)
     os.chdir(settings.state_dir)
-    os.execve(sys.executable, [sys.executable, "-P", "-m", "cluster.commands", *sys.argv[1:]], environment)  # noqa: S606
+    module = "cluster.commands" if sys.argv[1:2] in LOOKS else "cluster.start_commands"
+    os.execve(sys.executable, [sys.executable, "-P", "-m", module, *sys.argv[1:]], environment)  # noqa: S606
 
 
 if __name__ == "__main__":

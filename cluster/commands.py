@@ -1,4 +1,4 @@
-"""The commands that need Ray: up, down, status, env. ``python -P -m cluster`` prepares their environment."""
+"""The commands that look at a platform: status, env. ``python -P -m cluster`` prepares their environment."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cluster import bringup
+from cluster import inspection
 from mlplat.errors import PlatformError
 from mlplat.settings import Settings
 
@@ -23,29 +23,9 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 @app.command()
-def up(
-    dashboard: Annotated[bool, typer.Option(help="Run Ray's dashboard, which `ray job submit` needs.")] = True,
-) -> None:
-    """Start the platform, or find it running."""
-    settings = Settings()
-    record = bringup.up(settings, dashboard=dashboard, say=_say)
-    console.print(f"mlplat is up: {record.http_url}")
-    if record.dashboard_url:
-        console.print(f"Ray dashboard: {record.dashboard_url}")
-    console.print(f"state: {settings.state_dir}   stop with: mlplat down")
-
-
-@app.command()
-def down() -> None:
-    """Stop the platform; its data stays."""
-    stopped = bringup.down(Settings(), say=_say)
-    console.print("mlplat is down; the data stays in the state folder" if stopped else "mlplat was not running")
-
-
-@app.command()
 def status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Show every part of the running platform."""
-    rows = bringup.status(Settings())
+    rows = inspection.status(Settings())
     if as_json:
         print(json.dumps(rows, indent=2))  # noqa: T201
         return
@@ -60,12 +40,8 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 @app.command()
 def env() -> None:
     """Print the exports that `ray job submit` and other clients need: eval "$(mlplat env)"."""
-    for name, value in bringup.environment(Settings()).items():
+    for name, value in inspection.environment(Settings()).items():
         print(f"export {name}={shlex.quote(value)}")  # noqa: T201
-
-
-def _say(message: str) -> None:
-    console.print(f"[dim]{message} …[/dim]")
 
 
 def _exit(code: int) -> None:

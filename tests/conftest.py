@@ -4,34 +4,40 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cluster.postgres import EmbeddedPostgres
-from mlplat.db.engine import open_engine, open_sync_engine
-from mlplat.db.migrate import migrate
+from mlplat.db.engine import open_engine
 from mlplat.settings import embedded_postgres_url
 from tests.clickhouse import ClickHouse, RemoteStore
+from tests.databases import Databases
 from tests.faults.proxy import FaultProxy
 from tests.platform import Platform
+from tests.platforms import Platforms
 
-TEMPLATE = "mlplat_template"
 #: Tests of these folders wait for whole platforms, the first of them for its start too.
 PLATFORM_TESTS = {"e2e", "faults"}
 PLATFORM_TIMEOUT_S = 900
+#: Fixtures for which ``platform`` has to stop, in the order in which their tests run.
+OTHER_PLATFORMS = ("remote_platform", "cramped", "lab")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Gives tests of platforms the time that they need on a machine with much else to do."""
+    """Takes one platform after another, and gives their tests time on a machine with much else to do."""
     for item in items:
         if item.path.parent.name in PLATFORM_TESTS and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(PLATFORM_TIMEOUT_S))
+    items.sort(key=_platform_rank)
+
+
+def _platform_rank(item: pytest.Item) -> int:
+    names = getattr(item, "fixturenames", ())
+    return max((rank for rank, name in enumerate(OTHER_PLATFORMS, 1) if name in names), default=0)
 
 
 @contextmanager
@@ -60,20 +66,29 @@ def postgres(state_dir: Path) -> Iterator[EmbeddedPostgres]:
 
 
 @pytest.fixture(scope="session")
-def platform(state_dir: Path, postgres: EmbeddedPostgres) -> Iterator[Platform]:
-    """The session's platform: one Ray cluster, its actors and the Gateway, on the session's Postgres."""
-    platform = Platform(state_dir)
+def platforms() -> Iterator[Platforms]:
+    """What starts and stops the platforms."""
+    platforms = Platforms()
+    yield platforms
+    platforms.stop()
+
+
+@pytest.fixture(scope="session")
+def main_platform(state_dir: Path) -> Platform:
+    """See ``platform``; it need not run."""
     # Ray puts a driver's folder first on its workers' path: files like these must not get in the way.
     trap = state_dir / "trap"
     trap.mkdir()
     for name in ("actors.py", "cluster.py", "mlplat.py"):
         (trap / name).write_text("raise ImportError('a file of the user shadows the platform')\n")
-    try:
-        platform.mlplat("up", cwd=trap)
-        yield platform
-    finally:
-        platform.mlplat("down")
-    assert not platform.left_over()
+    return Platform(state_dir)
+
+
+@pytest.fixture
+def platform(main_platform: Platform, platforms: Platforms) -> Platform:
+    """The session's platform: one Ray cluster, its actors and the Gateway."""
+    platforms.run(main_platform, cwd=main_platform.state_dir / "trap")
+    return main_platform
 
 
 @pytest.fixture(scope="session")
@@ -88,46 +103,34 @@ def remote_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RemoteSto
 
 
 @pytest.fixture(scope="session")
-def remote_platform(remote_store: RemoteStore) -> Iterator[Platform]:
-    """A second platform, whose metric store is a ClickHouse server; started by the tests that need it."""
+def other_platform(remote_store: RemoteStore, platforms: Platforms) -> Iterator[Platform]:
+    """See ``remote_platform``; it need not run."""
     with short_folder() as folder:
-        platform = Platform(folder, extra={"MLPLAT_CLICKHOUSE_URL": remote_store.url})
-        try:
-            platform.mlplat("up")
-            yield platform
-        finally:
-            platform.run("down")
-        assert not platform.left_over()
-
-
-def _execute(url: str, *statements: str) -> None:
-    engine = open_sync_engine(url, "tests")
-    try:
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            for statement in statements:
-                connection.execute(text(statement))
-    finally:
-        engine.dispose()
-
-
-@pytest.fixture(scope="session")
-def template_url(postgres: EmbeddedPostgres, state_dir: Path) -> str:
-    """A migrated database that others are copied from."""
-    admin = embedded_postgres_url(state_dir)
-    _execute(admin, f"CREATE DATABASE {TEMPLATE}")
-    url = admin.replace("/mlplat?", f"/{TEMPLATE}?")
-    migrate(url)
-    return url
+        yield Platform(folder, extra={"MLPLAT_CLICKHOUSE_URL": remote_store.url})
+        platforms.stop()
 
 
 @pytest.fixture
-def database_url(template_url: str, state_dir: Path) -> Iterator[str]:
+def remote_platform(other_platform: Platform, platforms: Platforms) -> Platform:
+    """A second platform, whose metric store is a ClickHouse server; started by the tests that need it."""
+    platforms.run(other_platform)
+    return other_platform
+
+
+@pytest.fixture(scope="session")
+def databases(postgres: EmbeddedPostgres, state_dir: Path) -> Iterator[Databases]:
+    """Databases of the session's server."""
+    databases = Databases(embedded_postgres_url(state_dir))
+    yield databases
+    databases.close()
+
+
+@pytest.fixture
+def database_url(databases: Databases) -> Iterator[str]:
     """An empty, migrated database of this test's own."""
-    admin = embedded_postgres_url(state_dir)
-    name = f"test_{uuid.uuid4().hex[:12]}"
-    _execute(admin, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
-    yield admin.replace("/mlplat?", f"/{name}?")
-    _execute(admin, f"DROP DATABASE {name} WITH (FORCE)")
+    url = databases.take()
+    yield url
+    databases.give_back(url)
 
 
 @pytest.fixture

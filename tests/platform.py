@@ -23,6 +23,8 @@ MLPLAT = Path(sys.executable).with_name("mlplat")
 #: Logical CPUs of the test cluster: more than the machine has, so that tests do not wait for one another.
 NUM_CPUS = 4
 OBJECT_STORE_BYTES = 120 * 1024 * 1024
+#: Between two looks at a condition: what is asked often has less time for its work.
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.02, 0.3
 
 
 def clean_environment() -> dict[str, str]:
@@ -135,10 +137,11 @@ class Platform:
 
 def eventually(condition: Callable[[], Any], timeout_s: float = 30, what: str = "") -> Any:
     """The first true value of ``condition``, which is asked again and again until the deadline."""
-    deadline = time.monotonic() + timeout_s
+    deadline, pause_s = time.monotonic() + timeout_s, FIRST_PAUSE_S
     while True:
         value = condition()
         if value:
             return value
         assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what or condition}"
-        time.sleep(0.05)
+        time.sleep(pause_s)
+        pause_s = min(1.2 * pause_s, LAST_PAUSE_S)

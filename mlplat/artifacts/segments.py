@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mlplat.artifacts.model import ArtifactInfo
-from mlplat.errors import PlatformError
 
 _log = logging.getLogger(__name__)
 
@@ -135,7 +134,7 @@ class Shipper:
             notice = self._full_notice if len(kept) == self._left else b""
             try:
                 self._append(kept + notice)
-            except (OSError, PlatformError) as error:
+            except Exception as error:  # each kind of store has its own for being away
                 _log.debug("a log segment waits: %s", error)
                 return False
             self._left -= len(kept)

@@ -6,6 +6,7 @@ nothing, and say with their outcome when they began.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from mlplat.execution.capture import SEGMENT_INTERVAL_S, AttemptLog
 #: An attempt that runs for longer is announced as running.
 ANNOUNCE_AFTER_S = 0.2
 PROGRESS_EVERY_S = 0.5
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,15 @@ class Attendant:
                 time.sleep(wait_s)
                 with self._looking:
                     if self._current is not None:
-                        self._current.look()
+                        _look_at(self._current)
                 wait_s = min(PROGRESS_EVERY_S, SEGMENT_INTERVAL_S)
+
+
+def _look_at(attended: Attended) -> None:
+    try:
+        attended.look()
+    except Exception:  # a look that fails must not be the last one of this process
+        _log.debug("attempt %s was not looked at", attended.label, exc_info=True)
 
 
 @cache

@@ -320,6 +320,8 @@ class MetricService:
                     self._hurry.clear()
                     await self._work.wait()
                 await self._gather()
+                if self._problem:  # else every attempt would put half a million points together in vain
+                    await self._in(self._writer, self._store.check)
                 await self._flush_once()
                 self._problem = ""
             except Fenced:

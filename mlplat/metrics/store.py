@@ -6,9 +6,12 @@ client: exactly one actor opens it, every call runs in a thread, and each thread
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -75,6 +78,21 @@ class MetricStore:
         options = server_options(self._url)
         return f"{options['host']}:{options['port']}"
 
+    def load_engine(self) -> None:
+        """Loads the embedded engine's library; a server has none here.
+
+        It has half a gigabyte, and holds up every thread of the process until it is read: a dozen seconds page by page
+        after a boot, one when the system is told before. Call it before anything has to answer in time.
+        """
+        if not self.is_embedded:
+            return
+        spec = find_spec("chdb")
+        for folder in (spec and spec.submodule_search_locations) or ():
+            for library in Path(folder).glob("_chdb*.so"):
+                with library.open("rb") as file:
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+        import_module("chdb")
+
     def create_tables(self) -> None:
         """Brings the tables to this version's schema, the server's database included; safe to repeat.
 
@@ -90,6 +108,14 @@ class MetricStore:
             for statement in VERSIONS[version - 1]:
                 self._call("command", statement)
             self._call("command", f"INSERT INTO metric_schema VALUES ({version})")  # noqa: S608 - a number of ours
+
+    def check(self) -> None:
+        """Returns when the store answers.
+
+        Raises:
+            Unavailable: it does not.
+        """
+        self._call("command", "SELECT 1")
 
     def insert(self, points: pa.Table) -> None:
         """Stores the points (``STORED_SCHEMA``, one chunk), at least once; exact repeats collapse when read.
@@ -172,7 +198,7 @@ class MetricStore:
     def _ensure_database(self) -> None:
         """Creates the URL's database, but only when it is missing: not every login may ask for it."""
         try:
-            self._call("command", "SELECT 1")
+            self.check()
         except Unavailable as error:
             if getattr(error.__cause__, "code", None) != UNKNOWN_DATABASE:
                 raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -13,12 +14,16 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from mlplat.db.engine import CONNECTION_ERRORS
 from mlplat.db.tables import attempt, pipeline_run
 from mlplat.errors import PlatformError
-from mlplat.pipelines.model import AttemptState, attempt_label
+from mlplat.pipelines.model import AttemptState
 from mlplat.pipelines.store import IS_OPEN
 
 EVERY_S = 10.0
 _OPEN = (AttemptState.QUEUED, AttemptState.RUNNING)
+#: As far as Postgres counts attempts.
+MAX_ATTEMPT = 2**15 - 1
+_LABEL = re.compile(r"([A-Za-z0-9_-]{1,64})/([A-Za-z0-9_-]{1,64})/(-1|\d{1,9})/(\d{1,5})", re.ASCII)
 _log = logging.getLogger(__name__)
+_Key = tuple[str, str, int, int]
 
 
 class DurableProcesses(Protocol):
@@ -55,9 +60,9 @@ class LeftoverReaper:
 
     async def reap(self) -> list[str]:
         """Looks once; the labels of the processes that were ended."""
-        labels = list(await self._processes.labels())
-        wanted = await self._open_labels(labels) if labels else set()
-        leftovers = [label for label in labels if label not in wanted]
+        keys = {label: key for label in await self._processes.labels() if (key := _key(label)) is not None}
+        wanted = await self._find_open(list(keys.values())) if keys else set()
+        leftovers = [label for label, key in keys.items() if key not in wanted]
         for label in leftovers:
             _log.warning("ending the process of attempt %s, which is over", label)
             self._processes.kill(label)
@@ -69,13 +74,11 @@ class LeftoverReaper:
                 await self.reap()
             except (PlatformError, *CONNECTION_ERRORS) as error:
                 _log.warning("leftover attempts: %s", error)
+            except Exception:  # a look that fails must not be the last one
+                _log.exception("leftover attempts")
             await asyncio.sleep(EVERY_S)
 
-    async def _open_labels(self, labels: Sequence[str]) -> set[str]:
-        keys = [
-            (run_id, step, int(item), int(number))
-            for run_id, step, item, number in (label.rsplit("/", 3) for label in labels)
-        ]
+    async def _find_open(self, keys: Sequence[_Key]) -> set[_Key]:
         query = (
             select(attempt.c.run_id, attempt.c.step, attempt.c.item, attempt.c.attempt)
             .join(pipeline_run, pipeline_run.c.run_id == attempt.c.run_id)
@@ -86,4 +89,12 @@ class LeftoverReaper:
             )
         )
         async with self._engine.connect() as connection:
-            return {attempt_label(*row) for row in await connection.execute(query)}
+            return {(run_id, step, item, number) for run_id, step, item, number in await connection.execute(query)}
+
+
+def _key(label: str) -> _Key | None:
+    """The attempt's key; None for a name that somebody else has given."""
+    found = _LABEL.fullmatch(label)
+    if found is None or int(found[4]) > MAX_ATTEMPT:
+        return None
+    return found[1], found[2], int(found[3]), int(found[4])

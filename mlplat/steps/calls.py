@@ -34,7 +34,8 @@ def call_step(
         return run_command(request.target, arguments, request.label)
     target = str(request.target)
     if request.kind == "notebook":
-        return run_notebook(target, arguments, artifacts, f"pipelines/{request.run_id}/notebooks/{request.step}")
+        folder = f"pipelines/{request.run_id}/notebooks/{request.step}/{request.item}/{request.attempt}"
+        return run_notebook(target, arguments, artifacts, folder)
     return call_function(find(target, artifacts), arguments, context, target)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,9 @@ from mlplat.errors import InvalidInput
 
 #: The cell with this tag holds defaults; arguments are set in a new cell after it.
 PARAMETERS_TAG = "parameters"
+#: From this minor version of the format on, cells have ids; before it they may not.
+FIRST_WITH_IDS = 5
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class NotebookFailed(Exception):
@@ -40,7 +44,8 @@ def run_notebook(target: str, arguments: Mapping[str, Any], artifacts: ArtifactS
     try:
         NotebookClient(notebook, kernel_name="python3").execute()
     except CellExecutionError as error:
-        raise NotebookFailed(f"{name}: {error.ename}: {error.evalue}\n{error.traceback}") from error
+        traceback = _COLOURS.sub("", error.traceback)
+        raise NotebookFailed(f"{name}: {error.ename}: {error.evalue}\n{traceback}") from error
     finally:
         artifacts.write(path, [nbformat.writes(notebook).encode()])
     return {"notebook": path}
@@ -48,13 +53,15 @@ def run_notebook(target: str, arguments: Mapping[str, Any], artifacts: ArtifactS
 
 def _insert_parameters(notebook: Any, cell: Any) -> None:
     cell.metadata["tags"] = ["injected-parameters"]
+    if notebook.nbformat_minor < FIRST_WITH_IDS:
+        del cell["id"]
     tagged = [index for index, other in enumerate(notebook.cells) if PARAMETERS_TAG in other.metadata.get("tags", [])]
     notebook.cells.insert(tagged[0] + 1 if tagged else 0, cell)
 
 
 def _assignments(arguments: Mapping[str, Any]) -> str:
     try:
-        values = {name: json.loads(json.dumps(value)) for name, value in arguments.items()}
-    except TypeError as error:
+        values = {name: json.loads(json.dumps(value, allow_nan=False)) for name, value in arguments.items()}
+    except (TypeError, ValueError) as error:
         raise InvalidInput(f"a notebook takes arguments that are JSON: {error}") from error
     return "\n".join(f"{name} = {value!r}" for name, value in values.items())

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import inspect, text
 
-from cluster.postgres import EmbeddedPostgres
 from mlplat.db.engine import open_engine, open_sync_engine
 from mlplat.db.migrate import head_revision, migrate
 from mlplat.db.tables import metadata
@@ -20,7 +17,7 @@ from mlplat.errors import BringUpError
 from mlplat.metrics.log import MetricLog
 from mlplat.metrics.model import Point, decode, encode, points_table
 from mlplat.metrics.record import unpack
-from mlplat.settings import embedded_postgres_url
+from tests.databases import Databases
 
 
 def _run(url: str, *statements: str) -> list[tuple[object, ...]]:
@@ -36,13 +33,10 @@ def _run(url: str, *statements: str) -> list[tuple[object, ...]]:
 
 
 @pytest.fixture
-def empty_database_url(postgres: EmbeddedPostgres, state_dir: Path) -> Iterator[str]:
+def empty_database_url(databases: Databases) -> Iterator[str]:
     """A database in which nothing was migrated yet."""
-    admin = embedded_postgres_url(state_dir)
-    name = f"empty_{uuid.uuid4().hex[:12]}"
-    _run(admin, f"CREATE DATABASE {name}")
-    yield admin.replace("/mlplat?", f"/{name}?")
-    _run(admin, f"DROP DATABASE {name} WITH (FORCE)")
+    with databases.empty() as url:
+        yield url
 
 
 def test_the_migrated_schema_is_the_schema_of_the_tables(empty_database_url: str) -> None:
@@ -130,8 +124,3 @@ def test_a_database_of_a_newer_version_is_refused_and_left_alone(database_url: s
         engine.dispose()
     with pytest.raises(BringUpError):  # the lock was given back: this does not hang
         migrate(database_url)
-
-
-@pytest.mark.parametrize("setting", ["fsync", "synchronous_commit", "full_page_writes"])
-def test_the_server_makes_commits_durable(database_url: str, setting: str) -> None:
-    assert _run(database_url, f"SHOW {setting}") == [("on",)]

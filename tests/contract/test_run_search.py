@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -26,7 +25,7 @@ from mlplat.tracking.model import RunStatus, ViewType, to_ms
 from mlplat.tracking.run_search import RunPage, search_runs
 from mlplat.tracking.runs import RunStore
 from tests.contract.chdb import stored, unique, unique_number
-from tests.contract.databases import own_database
+from tests.databases import Databases
 
 START = datetime(2025, 1, 1, tzinfo=UTC)
 START_MS = to_ms(START)
@@ -114,9 +113,9 @@ SPECS = (
 
 
 @pytest.fixture(scope="module")
-async def dataset(template_url: str, state_dir: Path, metric_store: MetricStore) -> AsyncIterator[Dataset]:
+async def dataset(databases: Databases, metric_store: MetricStore) -> AsyncIterator[Dataset]:
     """Six active runs, one deleted, one in another experiment."""
-    async with own_database(template_url, state_dir) as engine:
+    async with databases.open(pool_size=12) as engine:
         yield await _build(engine, metric_store)
 
 
@@ -379,9 +378,9 @@ async def test_found_runs_have_their_params_tags_and_last_metrics(dataset: Datas
 
 
 @pytest.fixture
-async def own(template_url: str, state_dir: Path, metric_store: MetricStore) -> AsyncIterator[Dataset]:
+async def own(databases: Databases, metric_store: MetricStore) -> AsyncIterator[Dataset]:
     """A dataset that a test may change."""
-    async with own_database(template_url, state_dir) as engine:
+    async with databases.open(pool_size=12) as engine:
         yield await _build(engine, metric_store)
 
 

@@ -7,7 +7,6 @@ import random
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,8 +19,8 @@ from mlplat.tracking.model import RunStatus, ViewType, to_ms
 from mlplat.tracking.run_search import search_runs
 from mlplat.tracking.runs import RunStore
 from tests.contract.chdb import stored, unique, unique_number
-from tests.contract.databases import own_database
 from tests.contract.test_run_search import Reader
+from tests.databases import Databases
 
 START = datetime(2025, 1, 1, tzinfo=UTC)
 RUNS = 60
@@ -59,10 +58,10 @@ class World:
 
 
 @pytest.fixture(scope="module")
-async def world(template_url: str, state_dir: Path, metric_store: MetricStore) -> AsyncIterator[World]:
+async def world(databases: Databases, metric_store: MetricStore) -> AsyncIterator[World]:
     """Random runs in two experiments, some of them deleted."""
     dice = random.Random(11)
-    async with own_database(template_url, state_dir) as engine:
+    async with databases.open(pool_size=12) as engine:
         experiments, store = ExperimentStore(engine, "mlflow-artifacts:"), RunStore(engine)
         async with engine.begin() as connection:
             sequence = f"ALTER SEQUENCE experiment_experiment_id_seq RESTART WITH {unique_number()}"

@@ -32,7 +32,8 @@ def empty() -> Iterator[Platform]:
         try:
             yield fresh
         finally:
-            fresh.run("down")
+            if fresh.processes():
+                fresh.run("down")
             assert not fresh.processes()
 
 
@@ -63,6 +64,16 @@ def test_status_is_one_table(platform: Platform) -> None:
 def test_the_actors_run_at_nice_0_and_steps_do_not(platform: Platform) -> None:
     for name, row in platform.status().items():
         assert psutil.Process(row["pid"]).nice() == 0, name
+
+
+@pytest.mark.parametrize("setting", ["fsync", "synchronous_commit", "full_page_writes"])
+def test_postgres_makes_commits_durable(platform: Platform, setting: str) -> None:
+    engine = open_sync_engine(platform.config.postgres_url, "tests")
+    try:
+        with engine.connect() as connection:
+            assert connection.execute(text(f"SHOW {setting}")).scalar() == "on"
+    finally:
+        engine.dispose()
 
 
 def test_the_api_listens_on_loopback_only(platform: Platform) -> None:

@@ -11,10 +11,11 @@ from tests.conftest import short_folder
 from tests.faults.lab import Lab
 from tests.faults.proxy import FaultProxy
 from tests.platform import Platform
+from tests.platforms import Platforms
 
 
 @pytest.fixture(scope="session")
-def lab() -> Iterator[Lab]:
+def session_lab(platforms: Platforms) -> Iterator[Lab]:
     """The session's platform with two executors, on a Postgres behind a proxy."""
     with short_folder() as folder:
         server = EmbeddedPostgres(folder / "db")
@@ -24,13 +25,19 @@ def lab() -> Iterator[Lab]:
         url = f"postgresql+psycopg://postgres@127.0.0.1:{proxy.port}/mlplat"
         platform = Platform(folder, extra={"MLPLAT_POSTGRES_URL": url, "MLPLAT_EXECUTORS": "2"})
         try:
-            platform.mlplat("up")
+            platforms.run(platform)
             lab = Lab(platform, server, proxy, folder / "executions.jsonl")
             lab.watch()
             yield lab
         finally:
             proxy.heal()
-            platform.run("down")
+            platforms.stop()
             proxy.close()
             server.stop()
-        assert not platform.left_over()
+
+
+@pytest.fixture
+def lab(session_lab: Lab, platforms: Platforms) -> Lab:
+    """That platform, running."""
+    platforms.run(session_lab.platform)
+    return session_lab

@@ -17,6 +17,7 @@ from tests.faults.disks import MIB, small_disk
 from tests.faults.rounds import strike
 from tests.faults.stage import Disks
 from tests.platform import Platform
+from tests.platforms import Platforms
 
 POSTGRES_BYTES, METRICS_BYTES = 640 * MIB, 256 * MIB
 
@@ -30,7 +31,7 @@ class Cramped:
 
 
 @pytest.fixture(scope="module")
-def cramped() -> Iterator[Cramped]:
+def cramped(platforms: Platforms) -> Iterator[Cramped]:
     """The module's platform."""
     with (
         short_folder() as folder,
@@ -38,12 +39,9 @@ def cramped() -> Iterator[Cramped]:
         small_disk(folder / "chdb", METRICS_BYTES) as metrics,
     ):
         platform = Platform(folder)
-        try:
-            platform.mlplat("up")
-            yield Cramped(platform, Disks(postgres, metrics))
-        finally:
-            platform.run("down")
-        assert not platform.left_over()
+        platforms.run(platform)
+        yield Cramped(platform, Disks(postgres, metrics))
+        platforms.stop()
 
 
 def test_full_disks_lose_nothing(cramped: Cramped, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

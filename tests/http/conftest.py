@@ -44,7 +44,7 @@ from mlplat.tracking.logged_models import LoggedModelStore
 from mlplat.tracking.model import RunUpdate
 from mlplat.tracking.runs import RunStore, write_update
 from tests.contract.chdb import as_table, new_service, unique
-from tests.contract.databases import own_database
+from tests.databases import Databases
 from tests.http.served import Served
 
 #: Long enough that a slow machine loses no lease during the session.
@@ -129,9 +129,9 @@ class Imports:
 
 
 @asynccontextmanager
-async def open_stack(template_url: str, state_dir: Path, folder: Path) -> AsyncIterator[Stack]:
+async def open_stack(databases: Databases, folder: Path) -> AsyncIterator[Stack]:
     """An app on a database of its own, with its artifacts in ``folder``."""
-    async with own_database(template_url, state_dir) as engine:
+    async with databases.open(pool_size=12) as engine:
         metrics = new_service(engine, unique("http"), ttl_s=TTL_S)
         registry = RegistryService(engine, LeaseKeeper(engine, "registry", "holder", TTL_S))
         executor, actors = Executor(), Actors()
@@ -164,17 +164,15 @@ async def open_stack(template_url: str, state_dir: Path, folder: Path) -> AsyncI
 
 
 @pytest.fixture(scope="session")
-async def stack(template_url: str, state_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+async def stack(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
     """One app for the whole session; tests use names of their own."""
-    async with open_stack(template_url, state_dir, tmp_path_factory.mktemp("artifacts")) as stack:
+    async with open_stack(databases, tmp_path_factory.mktemp("artifacts")) as stack:
         yield stack
 
 
-async def _serve(
-    template_url: str, state_dir: Path, folder: Path, listener: socket.socket, ready: Future[uvicorn.Server]
-) -> None:
+async def _serve(databases: Databases, folder: Path, listener: socket.socket, ready: Future[uvicorn.Server]) -> None:
     try:
-        async with open_stack(template_url, state_dir, folder) as stack:
+        async with open_stack(databases, folder) as stack:
             server = uvicorn.Server(uvicorn.Config(stack.app, log_level="warning", lifespan="off"))
             ready.set_result(server)
             await server.serve(sockets=[listener])
@@ -185,11 +183,11 @@ async def _serve(
 
 
 @pytest.fixture(scope="session")
-def server_url(template_url: str, state_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server_url(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The app behind a real server on a free port, for clients that block: it has a thread and a loop of its own."""
     ready: Future[uvicorn.Server] = Future()
     with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as thread:
-        work = _serve(template_url, state_dir, tmp_path_factory.mktemp("served"), listener, ready)
+        work = _serve(databases, tmp_path_factory.mktemp("served"), listener, ready)
         serving = thread.submit(asyncio.run, work)
         server = ready.result(timeout=60)
         # The socket listens already: a request that comes before the server waits for it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from botocore.exceptions import EndpointConnectionError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,12 +31,12 @@ class Folder:
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
-        self.away = False
+        self.away: Exception | None = None
         self.writes = 0
 
     def write(self, name: str, body: bytes) -> None:
-        if self.away:
-            raise Unavailable("away")
+        if self.away is not None:
+            raise self.away
         assert body.startswith(self.files.get(name, b"")), "what is in a segment never changes"
         self.files[name] = body
         self.writes += 1
@@ -65,14 +66,17 @@ def test_a_segment_grows_until_it_is_full(monkeypatch: pytest.MonkeyPatch) -> No
     assert folder.writes == 4
 
 
-def test_a_store_that_is_away_loses_nothing() -> None:
+@pytest.mark.parametrize(
+    "away", [Unavailable("away"), OSError("full"), EndpointConnectionError(endpoint_url="http://127.0.0.1:9")]
+)
+def test_a_store_that_is_away_loses_nothing(away: Exception) -> None:
     source, folder = Text(), Folder()
     ship = shipper(source, folder)
-    folder.away = True
+    folder.away = away
     for part in (b"a", b"b"):
         source.waiting += part
         ship.ship()
-    folder.away = False
+    folder.away = None
     source.waiting += b"c"
     ship.ship()
     assert folder.text == b"abc"
