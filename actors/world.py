@@ -58,6 +58,8 @@ CODE_BELIEVED_S = 60.0
 MAX_CODE = 10_000
 MAX_REMOTES = 5_000
 _log = logging.getLogger(__name__)
+#: The one thing by which Ray's error tells that it was not the actor that died by itself.
+_NODE_DIED = "its node has died"
 _TIMEOUT_TYPES = ("builtins.TimeoutError", "builtins.OSError", "builtins.Exception", "builtins.BaseException")
 
 Request = AttemptRequest | ChildRequest
@@ -365,6 +367,8 @@ def _outcome_of(error: RayError) -> AttemptOutcome:
             AttemptState.FAILED, error="out of memory: the node killed the attempt's process",
             error_types=("builtins.MemoryError", "builtins.Exception"),
         )  # fmt: skip
+    if isinstance(error, ActorDiedError) and _NODE_DIED in str(error):
+        return AttemptOutcome(AttemptState.LOST, error="lost: its node died")
     if isinstance(error, WorkerCrashedError | ActorDiedError):
         return AttemptOutcome(AttemptState.FAILED, error="the attempt's process died (killed, or it exited by itself)")
     if isinstance(error, ObjectLostError | TaskCancelledError | GetTimeoutError | RayActorError):

@@ -10,6 +10,7 @@ from typing import Any
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.execution.attendant import Attended, Tell, attendant
 from mlplat.execution.capture import captured_output, log_folder
+from mlplat.execution.offspring import Offspring
 from mlplat.pipelines.model import WHOLE_STEP, AttemptOutcome, AttemptRequest, AttemptState
 from mlplat.pipelines.outputs import store_output
 from mlplat.sdk.checkpoints import Checkpoints
@@ -23,12 +24,16 @@ MAX_ERROR_CHARACTERS = 16_000
 
 
 def run_attempt(request: AttemptRequest, config: PlatformConfig, tell: Tell) -> AttemptOutcome:
-    """Runs the attempt to its end. A failure of the user's code is an outcome, not an exception."""
+    """Runs the attempt to its end. A failure of the user's code is an outcome, not an exception.
+
+    Processes that it has started end with it, unless it succeeds: what a later attempt may find useful stays.
+    """
     artifacts = _artifacts(config.artifacts_url)
     folder = log_folder(request.run_id, request.step, request.item, request.attempt)
     with captured_output(artifacts, folder) as log:
         attended = Attended(request.label, tell, log, _node(), request.timeout_s is not None)
         context = _context(request, config, artifacts, attended)
+        offspring, state = Offspring(), AttemptState.FAILED
         attendant().begin(attended)
         enter_step(context)
         output: dict[str, Any] | None = None
@@ -47,6 +52,8 @@ def run_attempt(request: AttemptRequest, config: PlatformConfig, tell: Tell) -> 
             error = describe(problem, text)
             state, types = AttemptState.FAILED, error_types(problem)
         finally:
+            if state is not AttemptState.SUCCEEDED:
+                offspring.end()
             enter_step(None)
             attendant().end()
         return AttemptOutcome(state, output, error, types, attended.started_at, attended.node)

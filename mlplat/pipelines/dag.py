@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from graphlib import CycleError, TopologicalSorter
+from itertools import islice
 from typing import Any
 
 from mlplat.errors import InvalidInput
@@ -14,6 +15,8 @@ from mlplat.pipelines.spec import MAX_DEPTH, PipelineSpec, Step
 
 #: Looking for similar names among more than these takes too long.
 MAX_HINTED = 500
+#: Looking for more problems than these takes too long.
+MAX_FOUND = 1_000
 #: Fields of a step that may hold expressions, and whether these are evaluated once per item of a fan-out.
 EXPRESSION_FIELDS = {"with": True, "command": True, "foreach": False, "when": False}
 
@@ -40,17 +43,19 @@ def dependencies(spec: PipelineSpec) -> dict[str, set[str]]:
 
 
 def check_graph(spec: PipelineSpec) -> list[Problem]:
-    """Everything wrong with the references between steps and parameters; empty when it is sound."""
-    return list(_check_pipeline(spec, (), 0))
+    """What is wrong with the references between steps and parameters, up to ``MAX_FOUND``; empty when it is sound."""
+    return list(islice(_check_pipeline(spec, (), 0), MAX_FOUND))
 
 
 def _check_pipeline(spec: PipelineSpec, prefix: Path, depth: int) -> Iterator[Problem]:
     if depth > MAX_DEPTH:
         yield Problem(prefix, f"sub-pipelines are nested more than {MAX_DEPTH} deep")
         return
-    problems = list(_check_references(spec, prefix))
-    yield from problems
-    if not problems:
+    sound = True
+    for problem in _check_references(spec, prefix):
+        sound = False
+        yield problem
+    if sound:
         yield from _check_cycles(spec, prefix)
     for section, steps in (("steps", spec.steps), ("finally", spec.finally_)):
         for name, step in steps.items():

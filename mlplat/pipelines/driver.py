@@ -130,6 +130,8 @@ class RunDriver:
         self._cache_keys: dict[Node, str] = {}
         self._cached: list[CachedOutput] = []
         self._durable_ends: list[Request] = []
+        #: Ends of attempts that nobody waited for any more, and that changed nothing.
+        self.stale_ends = 0
         if reuse and self._run.resumed_from is not None:
             self._machine.reuse(reuse, self._run.resumed_from)
 
@@ -140,7 +142,8 @@ class RunDriver:
 
     def is_durable(self, step: str) -> bool:
         """Whether the step's attempts run in actors of their own."""
-        return self._machine.steps[step].is_durable
+        known = self._machine.steps.get(step)
+        return known is not None and known.is_durable
 
     def post(self, event: Event) -> None:
         """Something happened; the run looks at it when it has time."""
@@ -213,6 +216,8 @@ class RunDriver:
     def _end(self, request: Request, outcome: AttemptOutcome) -> None:
         outcome = replace(outcome, error=_storable(outcome.error))
         if not self._machine.attempt_ended(request.node, request.attempt, outcome, _now()):
+            self.stale_ends += 1
+            _log.warning("attempt %s/%s/%s: its end came again, or too late", self._run.run_id, *request.node)
             return
         key = self._cache_keys.pop(request.node, None)
         if key is not None and outcome.state is AttemptState.SUCCEEDED and outcome.output is not None:

@@ -10,6 +10,7 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import jmespath
@@ -17,12 +18,12 @@ from jmespath.exceptions import JMESPathError
 
 from mlplat.errors import InvalidInput
 
-_EXPRESSION = re.compile(r"\$\{\{(.*?)\}\}", re.DOTALL)
+_OPEN, _CLOSE = "${{", "}}"
 #: The next part of a shell command, by the quotes around it.
 _SHELL_PARTS = {
-    "": re.compile(r"\$\{\{.*?\}\}|\\.|(?<!\S)#[^\n]*|\$\(|.", re.DOTALL),
-    '"': re.compile(r"\$\{\{.*?\}\}|\\.|\$\(|.", re.DOTALL),
-    "'": re.compile(r"\$\{\{.*?\}\}|.", re.DOTALL),
+    "": re.compile(r"\\.|(?<!\S)#[^\n]*|\$\(|.", re.DOTALL),
+    '"': re.compile(r"\\.|\$\(|.", re.DOTALL),
+    "'": re.compile(r".", re.DOTALL),
 }
 ROOTS = ("params", "steps", "item", "run")
 RUN_FIELDS = ("id", "pipeline", "state")
@@ -50,8 +51,9 @@ class OutputRef:
 def find_expressions(value: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """Every expression in a JSON-like value, with the path to the string it stands in."""
     if isinstance(value, str):
-        for match in _EXPRESSION.finditer(value):
-            yield path, match.group(1).strip()
+        for is_inside, part in _parts(value):
+            if is_inside:
+                yield path, part
     elif isinstance(value, Mapping):
         for key, inner in value.items():
             yield from find_expressions(inner, (*path, str(key)))
@@ -62,8 +64,22 @@ def find_expressions(value: object, path: tuple[str | int, ...] = ()) -> Iterato
 
 def is_expression(text: str) -> bool:
     """Whether the text is one expression and nothing else, so that it gives a value and not a text."""
-    match = _EXPRESSION.match(text.strip())
-    return match is not None and match.end() == len(text.strip())
+    return [is_inside for is_inside, _part in islice(_parts(text.strip()), 2)] == [True]
+
+
+def _parts(text: str) -> Iterator[tuple[bool, str]]:
+    """The text in parts: expressions without their braces (True), and what is between them.
+
+    Not by a regular expression: one that looks for the end from every opening takes hours where there is none.
+    """
+    position = 0
+    while (start := text.find(_OPEN, position)) >= 0 and (end := text.find(_CLOSE, start + len(_OPEN))) >= 0:
+        if start > position:
+            yield False, text[position:start]
+        yield True, text[start + len(_OPEN) : end].strip()
+        position = end + len(_CLOSE)
+    if position < len(text):
+        yield False, text[position:]
 
 
 def references(expression: str) -> set[tuple[str, ...]]:
@@ -144,7 +160,7 @@ def render(template: object, scope: Mapping[str, Any]) -> Any:
     if isinstance(template, str):
         if is_expression(template):
             return _evaluate(template.strip()[3:-2].strip(), scope)
-        return _EXPRESSION.sub(lambda match: as_text(_evaluate(match.group(1).strip(), scope)), template)
+        return "".join(as_text(_evaluate(part, scope)) if is_inside else part for is_inside, part in _parts(template))
     if isinstance(template, Mapping):
         return {key: render(inner, scope) for key, inner in template.items()}
     if isinstance(template, list | tuple):
@@ -163,11 +179,10 @@ def render_command(command: str, scope: Mapping[str, Any]) -> str:
     values: list[str] = []
     text = ""
     for quotes, part in _shell_parts(command):
-        expression = _EXPRESSION.fullmatch(part)
-        if expression is None:
+        if not is_expression(part):
             text += part
             continue
-        values.append(f"mlplat_{len(values)}={shlex.quote(as_text(_evaluate(expression.group(1).strip(), scope)))}")
+        values.append(f"mlplat_{len(values)}={shlex.quote(as_text(_evaluate(part[3:-2].strip(), scope)))}")
         variable = f"${{mlplat_{len(values) - 1}}}"
         text += {"": f'"{variable}"', '"': variable, "'": f"'\"{variable}\"'"}[quotes]
     return "; ".join([*values, text])
@@ -179,12 +194,16 @@ def _shell_parts(command: str) -> Iterator[tuple[str, str]]:
     Where this takes some rare syntax for another, a value is split or has a quote too many; it never becomes code.
     """
     stack = [""]
-    position = 0
+    position, last_close = 0, command.rfind(_CLOSE)
     while position < len(command):
         quotes = stack[-1] if stack[-1] != "(" else ""
-        match = _SHELL_PARTS[quotes].match(command, position)
-        assert match is not None  # each pattern takes any character
-        part, position = match.group(), match.end()
+        if command.startswith(_OPEN, position) and position + len(_OPEN) <= last_close:
+            end = command.find(_CLOSE, position + len(_OPEN)) + len(_CLOSE)
+        else:
+            match = _SHELL_PARTS[quotes].match(command, position)
+            assert match is not None  # each pattern takes any character
+            end = match.end()
+        part, position = command[position:end], end
         yield quotes, part
         if quotes and part == quotes:
             stack.pop()

@@ -92,11 +92,13 @@ def build_spec(document: Mapping[str, Any], source: str = "definition", lines: L
     Raises:
         InvalidPipeline: one line per problem.
     """
-    odd = [Problem(path, "may not contain NUL characters") for path in _nul_paths(document, ())]
-    if odd:
-        raise InvalidPipeline(report(odd, source, lines or {}))
     try:
+        odd = [Problem(path, "may not contain NUL characters") for path in _nul_paths(document, ())]
+        if odd:
+            raise InvalidPipeline(report(odd, source, lines or {}))
         spec = PipelineSpec.model_validate(document)
+    except RecursionError as error:
+        raise InvalidPipeline(report([Problem((), "nested too deeply")], source, lines or {})) from error
     except ValidationError as error:
         raise InvalidPipeline(report(problems_of(error), source, lines or {})) from error
     problems = check_graph(spec)

@@ -113,9 +113,10 @@ class RunMachine:
 
     def attempt_started(self, node: Node, attempt: int, at: datetime, where: str | None) -> None:
         """A worker has begun with the attempt."""
-        row, entry = self.nodes[node], self._open_attempt(node, attempt)
+        entry = self._open_attempt(node, attempt)
         if entry is None or entry.state is not AttemptState.QUEUED:
             return
+        row = self.nodes[node]
         entry.state, entry.started_at, entry.node = AttemptState.RUNNING, at, where
         row.state, row.started_at = State.RUNNING, row.started_at or at
         self._touch(row, entry)

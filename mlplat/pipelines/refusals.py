@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
+from functools import cache
+from itertools import islice
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
@@ -13,22 +15,20 @@ from pydantic_core import ErrorDetails
 from mlplat.pipelines.dag import Path, Problem
 from mlplat.pipelines.spec import PipelineSpec
 
+#: Nobody reads more, and each takes a while to explain.
+MAX_ERRORS = 1_000
 _A_VALID_NAME = "letters, digits and underscores, a letter first"
 
 
 def problems_of(error: ValidationError) -> list[Problem]:
     """The problems with a ``PipelineSpec``, one for each place."""
     found: dict[Path, list[str]] = {}
-    for item in error.errors():
+    for item in islice(error.errors(include_url=False, include_context=False), MAX_ERRORS):
         path, models = _follow(item["loc"])
         found.setdefault(path, []).append(_reason(item, path, models))
-    deepest = [path for path in found if not any(_is_inside(other, path) for other in found)]
-    return [Problem(path, " or ".join(dict.fromkeys(found[path]))) for path in deepest]
-
-
-def _is_inside(inner: Path, outer: Path) -> bool:
-    """A choice of forms names the outer place too when the inner one is what is wrong with the likely form."""
-    return len(inner) > len(outer) and inner[: len(outer)] == outer
+    # A choice of forms names the outer place too when the inner one is what is wrong with the likely form.
+    outer = {path[:length] for path in found for length in range(len(path))}
+    return [Problem(path, " or ".join(dict.fromkeys(found[path]))) for path in found if path not in outer]
 
 
 def _follow(location: tuple[str | int, ...]) -> tuple[Path, list[type[BaseModel]]]:
@@ -57,11 +57,16 @@ def _inside(form: Any, part: str | int) -> Iterator[Any]:
     if _is_model(form):
         for name, field in form.model_fields.items():
             if part in (name, field.alias):
-                yield from _forms(get_type_hints(form, include_extras=True)[name])
+                yield from _forms(_hints(form)[name])
     elif get_origin(form) is dict:
         yield from _forms(get_args(form)[1])
     elif get_origin(form) is list:
         yield from _forms(get_args(form)[0])
+
+
+@cache
+def _hints(model: type[BaseModel]) -> dict[str, Any]:
+    return get_type_hints(model, include_extras=True)
 
 
 def _forms(annotation: Any) -> Iterator[Any]:

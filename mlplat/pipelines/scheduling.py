@@ -122,8 +122,7 @@ class SchedulerService:
             Unavailable: Postgres is away, or another scheduler leads.
         """
         self._burst.note()
-        if "\x00" in submission.idempotency_key + submission.submitted_by:
-            raise InvalidInput("the idempotency key and the submitter may not contain NUL characters")
+        _refuse_nul(submission)
         try:
             new = await self._validate(submission)
             candidate = Candidate(
@@ -393,6 +392,12 @@ class SchedulerService:
         since = self._silent_since.get(name)
         others = self._executors.keys() - self._silent_since.keys()
         return since is not None and time.monotonic() - since > SILENCE_S and bool(others)
+
+
+def _refuse_nul(submission: Submission) -> None:
+    for name in ("idempotency_key", "submitted_by", "resumed_from", "from_step"):
+        if "\x00" in (getattr(submission, name) or ""):
+            raise InvalidInput(f"{name} may not contain NUL characters")
 
 
 def _candidate(run: PipelineRun) -> Candidate:

@@ -29,11 +29,12 @@ from mlplat.sdk.shipping import Shipper
 from tests.faults import pipeline_steps as steps
 from tests.faults.proxy import FaultProxy
 from tests.faults.stage import rows
-from tests.platform import Platform, eventually
+from tests.platform import ROOT, Platform, eventually
 
 RECOVERY_S = 120
 SCHEDULER = "pipeline-scheduler"
 EXECUTORS = ("run-executor-0", "run-executor-1")
+_TABLES = ("pipeline_run", "step_run", "attempt")
 
 _WATCH = """
 CREATE TABLE IF NOT EXISTS watched_violation (at timestamptz DEFAULT clock_timestamp(), what text);
@@ -180,6 +181,17 @@ class Lab:
             else:
                 found.pop(entry["label"], None)
         return {label: pid for label, pid in found.items() if psutil.pid_exists(pid)}
+
+    def rows_of(self, run_id: str) -> list[tuple[Any, ...]]:
+        """Every row of a run, whole."""
+        statement = "SELECT to_jsonb(r)::text FROM {0} r WHERE run_id = %s ORDER BY 1"
+        return [row for table in _TABLES for row in self.query(statement.format(table), run_id)]
+
+    def as_driver(self, code: str) -> Any:
+        """What the expression gives in a process that may join the Ray cluster, as JSON."""
+        text = f"import json\nfrom tests.faults import drivers, rival\nprint('\\n' + json.dumps({code}))"
+        answer = self.platform.python(text, PYTHONPATH=str(ROOT), **self.platform.ray_environment)
+        return json.loads(answer.strip().splitlines()[-1])
 
     # -- faults ------------------------------------------------------------------------------------
 

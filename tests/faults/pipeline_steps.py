@@ -70,6 +70,15 @@ def spin() -> None:
         pass
 
 
+def spin_deaf() -> None:
+    """Never ends by itself, and does not care to be asked to."""
+    while True:
+        try:
+            spin()
+        except BaseException:
+            continue
+
+
 def print_much(megabytes: int) -> None:
     """Prints lines until so much is printed."""
     block = ("x" * 1023 + "\n") * 1024

@@ -10,24 +10,19 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import pytest
 
-from cluster.postgres import EmbeddedPostgres
 from mlplat.db.engine import open_engine
 from mlplat.db.lease import Lease, acquire
 from mlplat.settings import embedded_postgres_url
-from tests.conftest import short_folder
 from tests.faults import pipeline_steps as steps
 from tests.faults.lab import EXECUTORS, SCHEDULER, Lab, submitting
-from tests.faults.proxy import FaultProxy
 from tests.faults.verdicts import close
-from tests.platform import Platform, eventually
-from tests.platforms import Platforms
+from tests.platform import eventually
 
 #: Seconds after which an attempt times out that is adopted meanwhile.
 LATE_S = 20
@@ -40,27 +35,6 @@ FAILING = 0.2
 #: Kills for each run: what dies has to start anew, which takes a CPU a second.
 KILLED = 0.25
 RETRY = {"max_attempts": 12, "initial_s": 0.1, "factor": 1, "cap_s": 0.1}
-
-
-@pytest.fixture(scope="module")
-def lab(platforms: Platforms) -> Iterator[Lab]:
-    """The module's platform."""
-    with short_folder() as folder, short_folder() as database:
-        server = EmbeddedPostgres(database)
-        server.start()
-        proxy = FaultProxy(server.socket_dir / ".s.PGSQL.5432")
-        url = f"postgresql+psycopg://postgres@127.0.0.1:{proxy.port}/mlplat"
-        platform = Platform(folder, extra={"MLPLAT_POSTGRES_URL": url, "MLPLAT_EXECUTORS": "2"})
-        try:
-            platforms.run(platform)
-            lab = Lab(platform, server, proxy, folder / "executions.jsonl")
-            lab.watch()
-            yield lab
-        finally:
-            proxy.heal()
-            platforms.stop()
-            proxy.close()
-            server.stop()
 
 
 def _kill_scheduler_while_submitting(lab: Lab, say: pytest.CaptureFixture[str], kills: int, prefix: str) -> None:

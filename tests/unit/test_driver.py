@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlplat.errors import Fenced
-from mlplat.pipelines.driver import Progressed, Request, Started
+from mlplat.pipelines.driver import Progressed, Request, Started, _Ended
 from mlplat.pipelines.model import (
     WHOLE_STEP,
     AttemptOutcome,
@@ -174,6 +174,33 @@ async def test_a_committed_transition_does_not_change_afterwards() -> None:
     driver._commit = keep
     assert await driver.drive() is State.SUCCEEDED
     assert [repr(transition.row) for transition in rows.transitions] == texts
+
+
+async def test_an_end_that_comes_again_or_too_late_is_counted_and_changes_nothing() -> None:
+    class Repeating(FakeWorld):
+        """What was said of earlier attempts is said again with each end."""
+
+        async def run(self, request: Request) -> AttemptOutcome:
+            outcome = await super().run(request)
+            for earlier in self.requests[:-1]:
+                for state in (S, F, L):
+                    late = AttemptOutcome(state, stored("late"), f"late {state}", started_at=NOW)
+                    driver.post(_Ended(earlier, late))
+                driver.post(Started(earlier.node, earlier.attempt, NOW, "nowhere"))
+                driver.post(Progressed(earlier.node, earlier.attempt, {"done": 0.1, "text": "late"}))
+            driver.post(Started(("nobody", 7), 1, NOW, "nowhere"))
+            driver.post(Progressed(("nobody", 7), 1, {"done": 0.1, "text": "late"}))
+            assert not driver.is_durable("nobody")
+            return outcome
+
+    rows = Rows(spec_of({"a": {"attempts": 3}, "b": {"needs": ["a"]}}))
+    world = Repeating(rows, {("a", -1): [F, F]}, turns=lambda _request: 3)
+    driver = driver_of(rows, world)
+    assert await driver.drive() is State.SUCCEEDED
+    assert [entry.state for entry in rows.ledger.of(("a", -1))] == [F, F, S]
+    assert rows.ledger.step_runs["a", -1].output == stored(3)
+    assert not [entry for entry in rows.ledger.attempts.values() if entry.progress or entry.node == "nowhere"]
+    assert driver.stale_ends == 3 * (1 + 2 + 3)
 
 
 # -- take-overs ------------------------------------------------------------------------------------

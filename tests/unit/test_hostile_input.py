@@ -15,8 +15,8 @@ from mlplat.artifacts.model import safe_path
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.errors import InvalidInput, InvalidPipeline
 from mlplat.metrics.model import decode, encode
-from mlplat.pipelines.expressions import OutputRef, references, render
-from mlplat.pipelines.loader import parse_yaml
+from mlplat.pipelines.expressions import OutputRef, find_expressions, references, render, render_command
+from mlplat.pipelines.loader import build_spec, parse_yaml
 from mlplat.pipelines.outputs import store_output
 from mlplat.pipelines.spec import PipelineSpec
 from mlplat.settings import embedded_postgres_url
@@ -55,6 +55,23 @@ def test_a_multi_select_reads_every_step_it_names(text: str) -> None:
 def test_an_expression_must_name_what_it_reads(text: str) -> None:
     with pytest.raises(InvalidInput):
         references(text)
+
+
+def test_openings_without_end_are_plain_text() -> None:
+    """A search for the end from each of them would take hours."""
+    text = "${{" * 300_000
+    assert list(find_expressions(text)) == []
+    assert render(text, {}) == text
+    assert render_command(text[:200_000], {}) == text[:200_000]
+
+
+def test_a_definition_is_refused_where_its_nesting_ends_the_stack() -> None:
+    for depth in range(900, 1_000):
+        document: dict[str, object] = {}
+        for _ in range(depth):
+            document = {"steps": document}
+        with pytest.raises(InvalidPipeline):
+            build_spec(document)
 
 
 def test_a_pickled_output_in_a_list_is_no_text() -> None:

@@ -119,7 +119,7 @@ def router(services: Services) -> APIRouter:
 def _decode(body: bytes) -> Submission:
     try:
         given = _SUBMISSION.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidInput(f"the submission cannot be read: {error}") from error
     return Submission(
         bytes(given.spec), given.params, given.idempotency_key, given.submitted_by, given.priority, "",
