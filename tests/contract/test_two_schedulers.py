@@ -28,8 +28,8 @@ async def _take_turns(engine: AsyncEngine, rounds: int) -> None:
         pair = [SchedulerService(engine, lease, [driver], Imports(), max_active_runs=1_000) for lease in leases]
         starts = [asyncio.create_task(service.start()) for service in pair]
         done, waiting = await asyncio.wait(starts, return_when=asyncio.FIRST_COMPLETED)
-        assert len(done) == 1
-        first = starts.index(*done)
+        [leading] = done
+        first = starts.index(leading)
         submission = Submission(spec, {}, f"key-{number}", "ann")
         run_id = await pair[first].submit(submission)
         with pytest.raises(Fenced):

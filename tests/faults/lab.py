@@ -190,7 +190,7 @@ class Lab:
     def as_driver(self, code: str) -> Any:
         """What the expression gives in a process that may join the Ray cluster, as JSON."""
         text = f"import json\nfrom tests.faults import drivers, rival\nprint('\\n' + json.dumps({code}))"
-        answer = self.platform.python(text, PYTHONPATH=str(ROOT), **self.platform.ray_environment)
+        answer = self.platform.python(text, 120, PYTHONPATH=str(ROOT), **self.platform.ray_environment)
         return json.loads(answer.strip().splitlines()[-1])
 
     # -- faults ------------------------------------------------------------------------------------

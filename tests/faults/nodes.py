@@ -58,7 +58,7 @@ def joined(platform: Platform, resources: Mapping[str, float], environment: Mapp
     ]
     own = {name: value for name, value in platform.ray_environment.items() if name != "RAY_ADDRESS"}
     started = subprocess.run(
-        command, env=clean_environment() | own | {"RAY_TMPDIR": str(temp_dir(platform.state_dir))} | environment,
+        command, env=clean_environment() | own | {"RAY_TMPDIR": str(temp_dir(platform.state_dir))} | dict(environment),
         cwd=platform.state_dir, capture_output=True, text=True, timeout=START_TIMEOUT_S, check=False,
     )  # fmt: skip
     assert started.returncode == 0, f"{started.stdout}\n{started.stderr}"

@@ -104,6 +104,7 @@ def _freeze_until(lab: Lab, pid: int, holder: str) -> None:
         os.kill(pid, signal.SIGCONT)
 
 
+@pytest.mark.soak
 def test_two_schedulers_at_once(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     _two_schedulers(lab, capsys, 2, "f4")
 
@@ -117,6 +118,7 @@ def test_two_schedulers_start_at_once_again_and_again(lab: Lab, capsys: pytest.C
 # -- results that come late, or again --------------------------------------------------------------
 
 
+@pytest.mark.soak
 def test_results_that_come_late_or_again_change_nothing(
     lab: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -184,6 +186,7 @@ def _on_edge(lab: Lab, name: str, gate: Path) -> dict[str, Any]:
     return build_spec(document).to_json()
 
 
+@pytest.mark.soak
 def test_a_node_is_lost_with_everything_on_it(lab: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gate = tmp_path / "gate"
     here = lab.sweep("here", count=2, gate=gate, retry=ONCE)
@@ -232,6 +235,7 @@ def _node_with_little_memory(lab: Lab) -> Iterator[Node]:
         yield node
 
 
+@pytest.mark.soak
 def test_a_step_that_takes_all_memory_ends_alone(lab: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The node ends it, light or durable; that counts as a failure, so it is not tried for ever."""
     gate = tmp_path / "gate"
@@ -322,6 +326,7 @@ def _slowest(lab: Lab, prefix: str, first: float, last: float) -> float:
     return float(seconds)
 
 
+@pytest.mark.soak
 def test_poison_harms_only_itself(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     _poison(lab, capsys, "f20", printed=110, returned=100, rounds=1)
 
