@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
+import shlex
+import subprocess
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,6 +20,7 @@ from mlplat.errors import Conflict, PlatformError
 from mlplat.sdk.client import Client
 from tests.contract.chdb import unique
 from tests.http.conftest import MLflow, expect_error
+from tests.platform import ROOT
 
 INVALID = "INVALID_PARAMETER_VALUE"
 
@@ -174,3 +179,41 @@ async def test_the_commands(server_url: str, monkeypatch: pytest.MonkeyPatch) ->
             run("show", "nobody")
 
     await asyncio.to_thread(use)
+
+
+async def test_what_the_documentation_shows_works(
+    server_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    text = (ROOT / "docs" / "registry.md").read_text()
+    blocks = [block.replace("2026-11-24", "2126-11-24") for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)]
+    monkeypatch.setenv("MLPLAT_URL", server_url)
+    client = Client(server_url)
+
+    def use() -> None:
+        client.post("/api/2.0/mlflow/registered-models/create", {"name": "digits"})
+        for _ in range(2):
+            client.post("/api/2.0/mlflow/model-versions/create", {"name": "digits", "source": "s3://b/m"})
+        for block in blocks:
+            if block.startswith("curl -X POST"):
+                _curl(block, tmp_path)
+                continue
+            for line in block.splitlines():
+                if line.startswith("mlplat"):
+                    result = CliRunner().invoke(app, shlex.split(line)[1:])
+                    assert result.exception is None, (line, result.exception)
+                else:
+                    _curl(line, tmp_path)
+
+    await asyncio.to_thread(use)
+    told = client.get("/api/v1/models/digits/history", subject="alias")
+    assert [(item["key"], item["before"], item["after"]) for item in told[::-1]] == [
+        ("champion", None, "1"), ("champion", "1", "2"), ("champion", "2", "1"), ("previous", None, "1"),
+        ("champion", "1", "2"),
+    ]  # fmt: skip
+
+
+def _curl(command: str, folder: Path) -> None:
+    subprocess.run(
+        ["bash", "-ec", command.replace("curl", "curl --fail --silent --show-error", 1)], cwd=folder, check=True,
+        capture_output=True, timeout=60,
+    )  # fmt: skip
