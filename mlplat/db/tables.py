@@ -9,12 +9,10 @@ from sqlalchemy import (
     Computed,
     DateTime,
     ForeignKey,
-    ForeignKeyConstraint,
     Identity,
     Index,
     Integer,
     LargeBinary,
-    MetaData,
     SmallInteger,
     Table,
     Text,
@@ -23,23 +21,15 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import DOUBLE_PRECISION, JSON, JSONB
 
-from mlplat.db.snapshots import TRANSACTION_ID
-
-metadata = MetaData(
-    naming_convention={
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-        "pk": "pk_%(table_name)s",
-    }
-)
-
-_now = text("clock_timestamp()")
-
-
-def _time(name: str, *, nullable: bool = False, default: bool = False) -> Column[object]:
-    return Column(name, DateTime(timezone=True), nullable=nullable, server_default=_now if default else None)
-
+from mlplat.db.metadata import metadata as metadata
+from mlplat.db.metadata import time_column as _time
+from mlplat.db.registry_tables import model_alias as model_alias
+from mlplat.db.registry_tables import model_version as model_version
+from mlplat.db.registry_tables import model_version_tag as model_version_tag
+from mlplat.db.registry_tables import registered_model as registered_model
+from mlplat.db.registry_tables import registered_model_tag as registered_model_tag
+from mlplat.db.registry_tables import registry_change as registry_change
+from mlplat.db.registry_tables import registry_event as registry_event
 
 #: Values of params and tags up to this many characters are searched in an index of their own; a btree entry
 #: cannot hold the longest ones.
@@ -296,127 +286,6 @@ model_import = Table(
     # Whether it stays deleted when the import is complete; until then all of them count as deleted.
     Column("deleted", Boolean, nullable=False, server_default=text("false")),
     Column("complete", Boolean, nullable=False, server_default=text("false")),
-)
-
-# -- registry ----------------------------------------------------------------------------------
-
-registered_model = Table(
-    "registered_model",
-    metadata,
-    Column("name", Text, primary_key=True),
-    # What its history is told by: names change, and may be used again by another model.
-    Column("model_id", BigInteger, Identity(), nullable=False, unique=True),
-    Column("description", Text, nullable=False, server_default=""),
-    Column("last_version", BigInteger, nullable=False, server_default="0"),
-    _time("created_at"),
-    _time("updated_at"),
-)
-
-registered_model_tag = Table(
-    "registered_model_tag",
-    metadata,
-    Column(
-        "name",
-        ForeignKey("registered_model.name", ondelete="CASCADE", onupdate="CASCADE"),
-        primary_key=True,
-    ),
-    Column("key", Text, primary_key=True),
-    Column("value", Text, nullable=False),
-)
-
-model_version = Table(
-    "model_version",
-    metadata,
-    Column(
-        "name",
-        ForeignKey("registered_model.name", ondelete="CASCADE", onupdate="CASCADE"),
-        primary_key=True,
-    ),
-    Column("version", BigInteger, primary_key=True, autoincrement=False),
-    Column("description", Text, nullable=False, server_default=""),
-    Column("source", Text, nullable=False),
-    Column("artifact_uri", Text, nullable=False),
-    Column("run_id", Text, nullable=True),
-    Column("run_link", Text, nullable=True),
-    Column("user_id", Text, nullable=False, server_default=""),
-    Column("stage", Text, nullable=False, server_default="None"),
-    _time("created_at"),
-    _time("updated_at"),
-    Index(None, "run_id"),
-    # The newest version of each stage.
-    Index(None, "name", "stage", "version"),
-)
-
-model_version_tag = Table(
-    "model_version_tag",
-    metadata,
-    Column("name", Text, primary_key=True),
-    Column("version", BigInteger, primary_key=True, autoincrement=False),
-    Column("key", Text, primary_key=True),
-    Column("value", Text, nullable=False),
-    ForeignKeyConstraint(
-        ["name", "version"],
-        ["model_version.name", "model_version.version"],
-        ondelete="CASCADE",
-        onupdate="CASCADE",
-    ),
-)
-
-model_alias = Table(
-    "model_alias",
-    metadata,
-    Column("name", Text, primary_key=True),
-    Column("alias", Text, primary_key=True),
-    Column("version", BigInteger, nullable=False),
-    ForeignKeyConstraint(
-        ["name", "version"],
-        ["model_version.name", "model_version.version"],
-        ondelete="CASCADE",
-        onupdate="CASCADE",
-    ),
-)
-
-registry_event = Table(
-    "registry_event",
-    metadata,
-    Column("event_id", BigInteger, Identity(), primary_key=True),
-    # The caller's id of the request: a repeat finds its first answers here instead of acting twice.
-    Column("request_id", Text, nullable=False),
-    # A request may have several commands.
-    Column("part", SmallInteger, nullable=False, server_default="0"),
-    Column("kind", Text, nullable=False),
-    Column("name", Text, nullable=False),
-    # No reference: the history of a deleted model stays.
-    Column("model_id", BigInteger, nullable=True),
-    Column("command", JSONB, nullable=False),
-    Column("answer", JSONB, nullable=False),
-    Column("user_id", Text, nullable=False, server_default=""),
-    Column("reason", Text, nullable=False, server_default=""),
-    Column("epoch", BigInteger, nullable=False),
-    Column("txid", BigInteger, nullable=False, server_default=text(TRANSACTION_ID)),
-    _time("created_at", default=True),
-    UniqueConstraint("request_id", "part"),
-    Index(None, "name", "event_id"),
-    Index(None, "model_id", "event_id"),
-    Index(None, "txid"),
-)
-
-registry_change = Table(
-    "registry_change",
-    metadata,
-    Column("change_id", BigInteger, Identity(), primary_key=True),
-    Column("event_id", ForeignKey("registry_event.event_id"), nullable=False),
-    # No reference: the history of a deleted model stays.
-    Column("model_id", BigInteger, nullable=False),
-    Column("subject", Text, nullable=False),
-    Column("key", Text, nullable=False),
-    Column("before", Text, nullable=True),
-    Column("after", Text, nullable=True),
-    Index(None, "event_id"),
-    # The latest change of each alias or version before a moment.
-    Index(None, "model_id", "subject", "key", "change_id"),
-    # Which model had a name.
-    Index("ix_registry_change_name", "after", "change_id", postgresql_where=text("subject = 'model'")),
 )
 
 # -- pipelines ---------------------------------------------------------------------------------
