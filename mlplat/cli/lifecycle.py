@@ -11,8 +11,8 @@ import typer
 from rich.console import Console
 from rich.progress import Progress as Bars
 from rich.progress import TextColumn, TimeElapsedColumn
-from rich.table import Table
 
+from mlplat.cli.tables import plain_table
 from mlplat.errors import InvalidInput
 from mlplat.sdk.archive_files import Progress
 from mlplat.sdk.client import client_for, default_url
@@ -43,9 +43,7 @@ def purge_command(
     if older_than is None and not run:
         raise InvalidInput("say --older-than 30d (0s for everything that is deleted), or --run ID")
     report = purge(client_for(default_url()), older_than or "0s", experiment, run, dry_run=dry_run)
-    table = Table(box=None, pad_edge=False)
-    for column in ("store", "would be removed" if dry_run else "removed", "bytes"):
-        table.add_column(column)
+    table = plain_table("store", "would be removed" if dry_run else "removed", "bytes")
     table.add_row("Postgres", f"{report['runs']} runs, {report['experiments']} experiments",
                   f"~{human_bytes(report['postgres_bytes'])}")  # fmt: skip
     table.add_row("metrics", "their points", f"~{human_bytes(report['metric_bytes'])}")

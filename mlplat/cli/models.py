@@ -9,8 +9,8 @@ from urllib.parse import quote
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
+from mlplat.cli.tables import plain_table
 from mlplat.errors import InvalidInput
 from mlplat.registry.model import parse_stage
 from mlplat.sdk.client import client_for, default_url
@@ -31,9 +31,8 @@ def show(
     ] = None,
 ) -> None:
     """Show the aliases and stages of a model, now or at an earlier time."""
-    moment = datetime.now(UTC) if at is None else _moment(at)
-    found = client_for(default_url()).get(f"{_url(name)}/at", time=moment.isoformat())
-    table = _table("version", "stage", "aliases")
+    found = client_for(default_url()).get(f"{_url(name)}/at", time=None if at is None else _moment(at).isoformat())
+    table = plain_table("version", "stage", "aliases")
     for version, stage in sorted(found["stages"].items(), key=lambda entry: -int(entry[0])):
         aliases = [alias for alias, pointed in found["aliases"].items() if pointed == int(version)]
         table.add_row(version, stage, ", ".join(aliases))
@@ -96,7 +95,7 @@ def history(
         query |= {"subject": "alias", "key": alias}
     if version is not None:
         query |= {"subject": "stage", "key": version}
-    table = _table("when", "what", "before", "after", "by", "reason")
+    table = plain_table("when", "what", "before", "after", "by", "reason")
     for item in client_for(default_url()).get(f"{_url(name)}/history", **query):
         what = {"alias": f"alias {item['key']}", "stage": f"version {item['key']}"}.get(item["subject"], item["key"])
         before, after = (item[side] or "-" for side in ("before", "after"))
@@ -117,10 +116,3 @@ def _url(name: str) -> str:
 
 def _origin(reason: str) -> dict[str, str]:
     return {"by": getpass.getuser(), "reason": reason}
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column)
-    return table

@@ -10,11 +10,11 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from mlplat.cli import watch
 from mlplat.cli.params import parse_params
+from mlplat.cli.tables import plain_table
 from mlplat.errors import InvalidPipeline
 from mlplat.pipelines.drawing import to_svg
 from mlplat.pipelines.graph import StepState, graph_of, to_mermaid, to_text
@@ -161,9 +161,7 @@ def runs_command(
     by: Annotated[str | None, typer.Option(help="Only runs that this person submitted.")] = None,
 ) -> None:
     """List pipeline runs, newest first."""
-    table = Table(box=None, pad_edge=False)
-    for column in ("run", "pipeline", "state", "created", "by", "error"):
-        table.add_column(column)
+    table = plain_table("run", "pipeline", "state", "created", "by", "error")
     found = client_for(default_url()).get(
         "/api/v1/pipeline-runs", limit=limit, state=state, pipeline=pipeline, submitted_by=by
     )

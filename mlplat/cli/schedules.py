@@ -13,8 +13,8 @@ from typing import Annotated, Any
 import msgspec
 import typer
 from rich.console import Console
-from rich.table import Table
 
+from mlplat.cli.tables import plain_table
 from mlplat.errors import InvalidInput, NotFound
 from mlplat.pipelines.automation.schedules import CatchUp
 from mlplat.pipelines.automation.webhooks import Auth
@@ -44,7 +44,7 @@ _Limit = Annotated[int, typer.Option(min=1, max=1_000)]
 @schedules.command("list")
 def list_schedules(limit: _Limit = 100) -> None:
     """List schedules."""
-    table = _table("schedule", "pipeline", "cron", "time zone", "next", "last run")
+    table = plain_table("schedule", "pipeline", "cron", "time zone", "next", "last run")
     for row in client_for(default_url()).get(SCHEDULES, limit=limit):
         following = "paused" if row["paused"] else _short(row["next_at"]) or "over"
         table.add_row(row["name"], row["pipeline"], row["cron"], row["time_zone"], following, row["last_run_id"] or "")
@@ -111,7 +111,7 @@ def schedule_runs(name: _Name, limit: _Limit = 20) -> None:
 @triggers.command("list")
 def list_triggers(limit: _Limit = 100) -> None:
     """List triggers."""
-    table = _table("trigger", "on", "pipeline", "last event", "last run")
+    table = plain_table("trigger", "on", "pipeline", "last event", "last run")
     for row in client_for(default_url()).get(TRIGGERS, limit=limit):
         on = {key: value for key, value in row["on"].items() if key != "kind"}
         what = f"{row['on']['kind']} {' '.join(f'{key}={_plain(value)}' for key, value in on.items())}"
@@ -248,7 +248,7 @@ def _post(path: str, said: str) -> None:
 
 
 def _print_firings(path: str, limit: int) -> None:
-    table = _table("event", "time", "decision", "run", "state", "")
+    table = plain_table("event", "time", "decision", "run", "state", "")
     for row in client_for(default_url()).get(path, limit=limit):
         state = row["run_state"] or ""
         table.add_row(
@@ -256,13 +256,6 @@ def _print_firings(path: str, limit: int) -> None:
             f"[{STYLES.get(state, 'default')}]{state}[/]" if state else "", row["reason"].replace("[", r"\["),
         )  # fmt: skip
     console.print(table)
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column)
-    return table
 
 
 def _short(moment: str | None) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, Select, select
+from sqlalchemy import Row, Select, func, select
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -46,13 +46,15 @@ class RegistryHistory:
             newest = query.order_by(registry_change.c.change_id.desc()).limit(limit)
             return [_recorded(row) for row in await connection.execute(newest)]
 
-    async def at(self, name: str, moment: datetime) -> Moment:
-        """What the model that had the name then was then.
+    async def at(self, name: str, moment: datetime | None) -> Moment:
+        """What the model that had the name then was then; None: now, by the database's clock.
 
         Raises:
             NotFound: no model had the name then.
         """
         async with self._engine.connect() as connection:
+            if moment is None:
+                moment = (await connection.execute(select(func.clock_timestamp()))).scalar_one()
             model_id = await _model_at(connection, name, moment)
             found = _latest(moment).where(registry_change.c.model_id == model_id)
             rows: Sequence[Row[Any]] = (await connection.execute(found)).all()

@@ -1,6 +1,6 @@
 """Registered models of an MLflow server, for ``mlplat import-mlflow``.
 
-Versions keep their numbers, and point at the runs and logged models that were imported. What is here
+Versions keep their numbers and stages, and point at the runs and logged models that were imported. What is here
 already from an earlier import stays as it is, so a repeated import adds what is new. Times are those of
 the import.
 """
@@ -130,6 +130,8 @@ class _Importer:
         if existing is not None:
             if pairs(existing.get("tags")).get(IMPORTED_TAG) != origin:
                 self.result.left_out.append(f"{what}: the number is taken here")
+                return
+            self._take_stage(name, version, existing.get("current_stage", "None"), what)
             return
         try:
             body = {
@@ -147,9 +149,17 @@ class _Importer:
             return
         here[version["version"]] = body
         self.result.versions += 1
+        self._take_stage(name, version, "None", what)
+
+    def _take_stage(self, name: str, version: dict[str, Any], here: str, what: str) -> None:
         stage = version.get("current_stage", "None")
-        if stage != "None":
-            self.result.left_out.append(f"stage {stage} of {what}: versions have aliases here, no stages")
+        if stage in {here, "None"}:
+            return
+        if here != "None":
+            self.result.left_out.append(f"stage {stage} of {what}: it is in {here} here")
+            return
+        body = {"name": name, "version": version["version"], "stage": stage}
+        self._client.post_once(f"{API}/model-versions/transition-stage", body)
 
     def _take_alias(self, name: str, entry: dict[str, str], known: dict[str, str], what: str) -> None:
         there, here = str(entry["version"]), known.get(entry["alias"])

@@ -17,6 +17,7 @@ from mlplat.errors import BringUpError
 from mlplat.metrics.log import MetricLog
 from mlplat.metrics.model import Point, decode, encode, points_table
 from mlplat.metrics.record import unpack
+from mlplat.registry.history_store import RegistryHistory
 from tests.databases import Databases
 
 
@@ -96,6 +97,40 @@ async def test_points_in_the_log_of_the_first_schema_outlive_the_migration(empty
     finally:
         await engine.dispose()
     assert [decode(batch).to_pylist() for batch in unpack(group.body)] == [old.to_pylist()]
+
+
+async def test_what_the_registry_had_before_its_history_is_remembered(empty_database_url: str) -> None:
+    migrate(empty_database_url, "0009")
+    times = "created_at, updated_at"
+    event = "INSERT INTO registry_event (request_id, kind, name, command, answer, epoch) VALUES"
+    _run(
+        empty_database_url,
+        *(f"INSERT INTO registered_model (name, {times}) VALUES ('{n}', now(), now())" for n in ("kept", "new")),
+        "INSERT INTO model_version (name, version, source, artifact_uri, created_at, updated_at) "
+        "SELECT n, v, 's', 's', now(), now() FROM unnest(ARRAY['kept', 'new']) AS n, generate_series(1, 2) AS v",
+        "INSERT INTO model_alias VALUES ('kept', 'a', 2), ('new', 'a', 1)",
+        f"{event} ('1', 'CreateModel', 'kept', '{{}}', '{{}}', 1)",
+        f"{event} ('2', 'CreateVersion', 'kept', '{{}}', '{{\"version\": 1}}', 1)",
+        f"{event} ('3', 'CreateModel', 'old', '{{}}', '{{}}', 1)",
+        f"{event} ('4', 'CreateVersion', 'old', '{{}}', '{{\"version\": 1}}', 1)",
+        f"{event} ('5', 'RenameModel', 'old', '{{\"name\": \"old\", \"new_name\": \"new\"}}', '{{}}', 1)",
+        f"{event} ('6', 'SetAlias', 'kept', '{{\"alias\": \"a\"}}', '{{}}', 1)",
+        f"{event} ('7', 'CreateVersion', 'kept', '{{}}', '{{\"version\": 2}}', 1)",
+        f"{event} ('8', 'DeleteModel', 'gone', '{{}}', '{{}}', 1)",
+    )
+    migrate(empty_database_url)
+    engine = open_engine(empty_database_url, "tests", pool_size=1)
+    try:
+        history = RegistryHistory(engine)
+        for name, alias in (("kept", 2), ("new", 1)):
+            found = await history.at(name, None)
+            assert (found.aliases, found.stages) == ({"a": alias}, {1: "None", 2: "None"})
+        told = [(item.change.key, item.request_id) for item in await history.changes("kept", None, None, 10)]
+        assert sorted(told) == [("1", "2"), ("2", "7"), ("a", "6"), ("name", "1")]
+        told = [(item.change.key, item.request_id) for item in await history.changes("new", None, None, 10)]
+        assert sorted(told) == [("1", "5"), ("2", "5"), ("a", "5"), ("name", "5")]
+    finally:
+        await engine.dispose()
 
 
 def test_concurrent_migrations_of_one_empty_database_all_succeed(empty_database_url: str) -> None:

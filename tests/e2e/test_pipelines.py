@@ -15,43 +15,7 @@ from nbclient import NotebookClient
 from mlplat.demo.show import PIPELINE
 from mlplat.sdk.client import Client
 from tests.platform import ROOT, Platform
-
-GOOD = """\
-name: sums
-parameters:
-  count: {type: int, default: 3, min: 1}
-  name: {type: str}
-steps:
-  numbers:
-    uses: sums:numbers
-    with: {count: "${{ params.count }}"}
-  double:
-    uses: sums:double
-    foreach: ${{ steps.numbers.output }}
-    with: {number: "${{ item }}"}
-    retry: {max_attempts: 2, initial_s: 0}
-  report:
-    uses: sums:report
-    with: {name: "hello ${{ params.name }}", values: "${{ steps.double.output }}"}
-"""
-CODE = """\
-import helper
-import mlplat
-
-def numbers(count):
-    print("making", count)
-    return list(range(count))
-
-def double(number):
-    step = mlplat.current_step()
-    if number == 1 and step.attempt == 1:
-        raise RuntimeError("flaky on purpose")
-    return helper.twice(number)
-
-def report(name, values):
-    print(name, values)
-    return {"name": name, "total": sum(values)}
-"""
+from tests.sums import CODE, GOOD, HELPER
 
 
 @pytest.fixture
@@ -59,7 +23,7 @@ def project(tmp_path: Path) -> Path:
     """A folder as a user has it: a definition, its code, a helper, and an unlucky file name."""
     (tmp_path / "sums.yaml").write_text(GOOD)
     (tmp_path / "sums.py").write_text(CODE)
-    (tmp_path / "helper.py").write_text("def twice(number):\n    return 2 * number\n")
+    (tmp_path / "helper.py").write_text(HELPER)
     (tmp_path / "actors.py").write_text("raise ImportError('shadowed')\n")
     return tmp_path
 

@@ -238,7 +238,6 @@ async def test_registered_models_come_with_versions_aliases_and_what_was_left_ou
     imported = await asyncio.to_thread(import_registry, client, source.url)
     assert (imported.models, imported.versions, imported.renamed) == (1, 4, {})
     assert imported.left_out == [
-        f"stage Production of version 4 of registered model {name}: versions have aliases here, no stages",
         f"version 6 of registered model {name}: its run {stranger} was not imported",
         f"alias lost of registered model {name}: Model Version (name={name}, version=6) not found",
         f"prompt {prompt['name']}",
@@ -253,6 +252,9 @@ async def test_registered_models_come_with_versions_aliases_and_what_was_left_ou
     assert [versions[number]["description"] for number in "1345"] == ["no. 1", "no. 3", "no. 4", "no. 5"]
     assert (versions["4"]["run_id"], versions["5"]["run_id"]) == (run_id, "")
     assert {"key": "team", "value": "vision"} in versions["3"]["tags"]
+    assert {number: version["current_stage"] for number, version in versions.items()} == {
+        "1": "None", "3": "None", "4": "Production", "5": "None",
+    }  # fmt: skip
     # Again: nothing changes, but a version that is new comes.
     new = {"name": name, "source": f"runs:/{run_id}/model", "run_id": run_id}
     await asyncio.to_thread(source.post, f"{API}/model-versions/create", new)
@@ -313,8 +315,11 @@ async def test_the_command_names_everything_that_stays_behind(
     assert "registry:" in output
     _model, versions = await asyncio.to_thread(_registered, client, name)
     assert versions["1"]["source"] == f"runs:/{run_id}/model"
-    stage = {"name": name, "version": "1", "stage": "Staging", "archive_existing_versions": False}
+    stage = {"name": name, "version": "2", "stage": "Staging", "archive_existing_versions": False}
     await asyncio.to_thread(source.post, f"{API}/model-versions/create", body | {"source": "s3://b/m"})
-    await asyncio.to_thread(source.post, f"{API}/model-versions/transition-stage", stage | {"version": "2"})
+    await asyncio.to_thread(source.post, f"{API}/model-versions/transition-stage", stage)
+    await says("--experiment", experiment, "--registry")
+    # Another stage there, and what is here stays.
+    await asyncio.to_thread(source.post, f"{API}/model-versions/transition-stage", stage | {"stage": "Archived"})
     output = await says("--experiment", experiment, "--registry")
-    assert f"stage Staging of version 2 of registered model {name}" in output
+    assert f"stage Archived of version 2 of registered model {name}: it is in Staging here" in output

@@ -11,34 +11,7 @@ from typer.testing import CliRunner
 from mlplat.cli import app
 from mlplat.errors import InvalidInput
 from mlplat.sdk.client import Client
-
-GOOD = """\
-name: sums
-parameters:
-  count: {type: int, default: 3, min: 1}
-  name: {type: str}
-steps:
-  numbers:
-    uses: MODULE:numbers
-    with: {count: "${{ params.count }}"}
-  double:
-    uses: MODULE:double
-    foreach: ${{ steps.numbers.output }}
-    with: {number: "${{ item }}"}
-  report:
-    uses: MODULE:report
-    with: {name: "hello ${{ params.name }}", values: "${{ steps.double.output }}"}
-"""
-CODE = """\
-def numbers(count):
-    return list(range(count))
-
-def double(number):
-    return 2 * number
-
-def report(name, values):
-    return {"name": name, "total": sum(values)}
-"""
+from tests.sums import CODE, GOOD, HELPER
 
 
 def _edit(old: str, new: str) -> str:
@@ -54,25 +27,25 @@ def _edit(old: str, new: str) -> str:
         (GOOD, ["-p", "name=x", "-p", "count=0"], "parameters.count: must be at least 1"),
         (GOOD, [], "parameters.name: required"),
         (
-            _edit("    uses: MODULE:numbers\n", "    uses: MODULE:numbers\n    needs: [report]\n"),
+            _edit("    uses: sums:numbers\n", "    uses: sums:numbers\n    needs: [report]\n"),
             ["-p", "name=x"],
             "wait for one another",
         ),
         (
-            _edit("    uses: MODULE:numbers\n", "    uses: MODULE:numbers\n    needs: [fetch]\n"),
+            _edit("    uses: sums:numbers\n", "    uses: sums:numbers\n    needs: [fetch]\n"),
             ["-p", "name=x"],
             "sums.yaml:8: steps.numbers.needs.0: unknown step 'fetch'",
         ),
         (
             _edit("steps.double.output", "steps.doubel.output"),
             ["-p", "name=x"],
-            "sums.yaml:15: steps.report.with.values: unknown step 'doubel'; did you mean 'double'?",
+            "sums.yaml:16: steps.report.with.values: unknown step 'doubel'; did you mean 'double'?",
         ),
         (_edit("name: sums", "name: [sums"), ["-p", "name=x"], "not readable as YAML"),
         (
-            _edit("uses: MODULE:report", "uses: MODULE:repport"),
+            _edit("uses: sums:report", "uses: sums:repport"),
             ["-p", "name=x"],
-            "steps.report: module 'MODULE' has no function 'repport'",
+            "steps.report: module 'sums' has no function 'repport'",
         ),
     ],
 )
@@ -87,11 +60,12 @@ def test_bad_input_is_refused(
     monkeypatch.setenv("MLPLAT_URL", server_url)
     monkeypatch.chdir(tmp_path)
     module = f"sums_{uuid.uuid4().hex[:8]}"  # two modules of one name in a process would be one another's
-    (tmp_path / "sums.yaml").write_text(definition.replace("MODULE", module))
+    (tmp_path / "sums.yaml").write_text(definition.replace("uses: sums:", f"uses: {module}:"))
     (tmp_path / f"{module}.py").write_text(CODE)
+    (tmp_path / "helper.py").write_text(HELPER)
     client = Client(server_url)
     before = client.get("/api/v1/pipeline-runs")
     result = CliRunner().invoke(app, ["submit", "sums.yaml", *arguments])
     assert isinstance(result.exception, InvalidInput), result.output
-    assert expected.replace("MODULE", module) in str(result.exception)
+    assert expected.replace("module 'sums'", f"module {module!r}") in str(result.exception)
     assert client.get("/api/v1/pipeline-runs") == before

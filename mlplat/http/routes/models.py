@@ -184,13 +184,15 @@ def router(services: Services) -> APIRouter:
         ]  # fmt: skip
 
     @api.get("/{name}/at")
-    async def at(name: Name, time: Annotated[datetime, Query(description="With a time zone.")]) -> MomentAnswer:
+    async def at(
+        name: Name, time: Annotated[datetime | None, Query(description="With a time zone; by default now.")] = None
+    ) -> MomentAnswer:
         """What the model that had the name then was then: "what was production last Tuesday"."""
-        if time.tzinfo is None:
+        if time is not None and time.tzinfo is None:
             raise InvalidInput("time: has no time zone; write for instance 2026-01-31T12:00:00Z")
         found = await services.registry_history.at(name, time)
         return MomentAnswer(
-            name=name, at=time, aliases=found.aliases, stages={n: Stage(stage) for n, stage in found.stages.items()}
+            name=name, at=found.at, aliases=found.aliases, stages={n: Stage(stage) for n, stage in found.stages.items()}
         )
 
     return api

@@ -25,7 +25,8 @@ def upgrade() -> None:
     op.create_index(op.f("ix_registry_event_model_id_event_id"), "registry_event", ["model_id", "event_id"])
     op.execute(
         "UPDATE registry_event AS e SET model_id = m.model_id FROM registered_model AS m "
-        "WHERE m.name = e.name AND e.created_at >= m.created_at"
+        "WHERE e.created_at >= m.created_at "
+        "AND (m.name = e.name OR (e.kind = 'RenameModel' AND m.name = e.command ->> 'new_name'))"
     )
     _create_change()
     _remember()
@@ -57,23 +58,27 @@ def _create_change() -> None:
 
 
 def _remember() -> None:
-    """What events of living models tell: names, versions, and aliases by the last command on each."""
+    """What is there now: since its own event, or since the model has its name where that event has an older name."""
     op.execute(
         "INSERT INTO registry_change (event_id, model_id, subject, key, before, after) "
-        "SELECT event_id, model_id, 'model', 'name', NULL, name FROM registry_event "
-        "WHERE kind = 'CreateModel' AND model_id IS NOT NULL ORDER BY event_id"
+        "SELECT max(e.event_id), m.model_id, 'model', 'name', NULL, m.name "
+        "FROM registered_model AS m JOIN registry_event AS e USING (model_id) "
+        "WHERE (e.kind = 'CreateModel' AND e.name = m.name) "
+        "OR (e.kind = 'RenameModel' AND e.command ->> 'new_name' = m.name) GROUP BY m.model_id, m.name ORDER BY 1"
     )
+    _remember_each("stage", "version", "'None'", "model_version", "CreateVersion", "answer ->> 'version'")
+    _remember_each("alias", "alias", "t.version::text", "model_alias", "SetAlias", "command ->> 'alias'")
+
+
+def _remember_each(subject: str, key: str, after: str, table: str, kind: str, key_of_event: str) -> None:
     op.execute(
         "INSERT INTO registry_change (event_id, model_id, subject, key, before, after) "
-        "SELECT e.event_id, e.model_id, 'stage', v.version::text, NULL, 'None' FROM registry_event AS e "
-        "JOIN model_version AS v ON v.name = e.name AND v.version = (e.answer ->> 'version')::bigint "
-        "WHERE e.kind = 'CreateVersion' AND e.model_id IS NOT NULL ORDER BY e.event_id"
-    )
-    op.execute(
-        "INSERT INTO registry_change (event_id, model_id, subject, key, before, after) "
-        "SELECT e.event_id, e.model_id, 'alias', a.alias, NULL, a.version::text FROM model_alias AS a "
-        "CROSS JOIN LATERAL (SELECT event_id, model_id FROM registry_event WHERE kind = 'SetAlias' AND name = a.name "
-        "AND command ->> 'alias' = a.alias AND model_id IS NOT NULL ORDER BY event_id DESC LIMIT 1) AS e"
+        f"SELECT coalesce(own.event_id, named.event_id), m.model_id, '{subject}', t.{key}::text, NULL, {after} "
+        f"FROM {table} AS t JOIN registered_model AS m USING (name) "
+        "JOIN registry_change AS named ON named.model_id = m.model_id AND named.subject = 'model' "
+        f"LEFT JOIN LATERAL (SELECT event_id FROM registry_event AS e WHERE e.model_id = m.model_id "
+        f"AND e.kind = '{kind}' AND e.{key_of_event} = t.{key}::text ORDER BY event_id DESC LIMIT 1) AS own ON true "
+        f"ORDER BY 1, t.{key}"  # noqa: S608 - of the words above
     )
 
 
