@@ -72,13 +72,13 @@ def _remember() -> None:
 
 def _remember_each(subject: str, key: str, after: str, table: str, kind: str, key_of_event: str) -> None:
     op.execute(
-        "INSERT INTO registry_change (event_id, model_id, subject, key, before, after) "
+        "INSERT INTO registry_change (event_id, model_id, subject, key, before, after) "  # noqa: S608 - of our words
         f"SELECT coalesce(own.event_id, named.event_id), m.model_id, '{subject}', t.{key}::text, NULL, {after} "
         f"FROM {table} AS t JOIN registered_model AS m USING (name) "
         "JOIN registry_change AS named ON named.model_id = m.model_id AND named.subject = 'model' "
         f"LEFT JOIN LATERAL (SELECT event_id FROM registry_event AS e WHERE e.model_id = m.model_id "
         f"AND e.kind = '{kind}' AND e.{key_of_event} = t.{key}::text ORDER BY event_id DESC LIMIT 1) AS own ON true "
-        f"ORDER BY 1, t.{key}"  # noqa: S608 - of the words above
+        f"ORDER BY 1, t.{key}"
     )
 
 
