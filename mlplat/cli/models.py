@@ -39,6 +39,23 @@ def show(
     console.print(table)
 
 
+@models.command("versions")
+def versions(
+    name: _Name,
+    spec: Annotated[str, typer.Argument(help="A range, such as ^1.2, ~1.2.3 or 1.x.")] = "*",
+    limit: Annotated[int, typer.Option(min=1, max=1_000)] = 50,
+) -> None:
+    """Show versions with their semantic versions, the highest first, and why each has the one it has."""
+    table = plain_table("semantic", "version", "stage", "aliases", "created", "because")
+    for item in client_for(default_url()).get(f"{_url(name)}/versions", range=spec, limit=limit):
+        because = f"{item['bump']}: {item['bump_reason']}" if item["bump"] else item["bump_reason"]
+        table.add_row(
+            item["semantic_version"], str(item["version"]), item["stage"], ", ".join(item["aliases"]),
+            item["created_at"][:19].replace("T", " "), because,
+        )  # fmt: skip
+    console.print(table)
+
+
 @models.command("alias")
 def set_alias(
     name: _Name,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     Column,
     ForeignKey,
     ForeignKeyConstraint,
     Identity,
     Index,
+    Integer,
     SmallInteger,
     Table,
     Text,
@@ -29,6 +31,8 @@ registered_model = Table(
     Column("model_id", BigInteger, Identity(), nullable=False, unique=True),
     Column("description", Text, nullable=False, server_default=""),
     Column("last_version", BigInteger, nullable=False, server_default="0"),
+    # The highest that there ever was, as three numbers.
+    Column("last_semantic", ARRAY(Integer), nullable=True),
     _time("created_at"),
     _time("updated_at"),
 )
@@ -61,9 +65,16 @@ model_version = Table(
     Column("run_link", Text, nullable=True),
     Column("user_id", Text, nullable=False, server_default=""),
     Column("stage", Text, nullable=False, server_default="None"),
+    # Three numbers; arrays compare as semantic versions do.
+    Column("semantic", ARRAY(Integer), nullable=False),
+    Column("bump", Text, nullable=False),
+    Column("bump_reason", Text, nullable=False),
+    # What the next version is compared with; the run may be gone by then.
+    Column("facts", JSONB, nullable=False, server_default=text("'{}'")),
     _time("created_at"),
     _time("updated_at"),
     Index(None, "run_id"),
+    UniqueConstraint("name", "semantic"),
     # The newest version of each stage.
     Index(None, "name", "stage", "version"),
 )

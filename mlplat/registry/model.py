@@ -8,11 +8,14 @@ from datetime import datetime
 from enum import StrEnum
 
 from mlplat.errors import InvalidInput
+from mlplat.registry.semver import SemanticVersion
 
 MAX_NAME_LENGTH = 250
 MAX_ALIAS_LENGTH = 255
 #: MLflow keeps prompts as registered models with this tag.
 PROMPT_TAG = "mlflow.prompt.is_prompt"
+#: Shows MLflow's clients the semantic version of each version; it is no tag that could be set.
+SEMANTIC_VERSION_TAG = "mlplat.semantic_version"
 _ALIAS = re.compile(r"[A-Za-z0-9_\-]+\Z")
 _VERSION_LIKE_ALIAS = re.compile(r"v\d+\Z", re.IGNORECASE)
 #: As an alias' expected version: there is no such alias.
@@ -57,6 +60,10 @@ class ModelVersion:
     user_id: str
     created_at: datetime
     updated_at: datetime
+    semantic: SemanticVersion
+    #: Which number of it grew, empty for the first and for those set by hand, and why.
+    bump: str
+    bump_reason: str
     stage: Stage = Stage.NONE
     tags: dict[str, str] = field(default_factory=dict)
     aliases: list[str] = field(default_factory=list)
@@ -118,7 +125,14 @@ class SetModelTag:
 
 @dataclass(frozen=True)
 class CreateVersion:
-    """Adds a version; its number is the next of the model, or a later one that an import asks for."""
+    """Adds a version; its number is the next of the model, or a later one that an import asks for.
+
+    Args:
+        source_run_id: the run that its source names, if ``run_id`` names none.
+        version: the number that is asked for.
+        semantic_version: the semantic version, or which number of it grows; by default by comparison.
+        signature: what the model takes and gives, as JSON of a ``Signature``.
+    """
 
     name: str
     source: str
@@ -129,6 +143,9 @@ class CreateVersion:
     user_id: str = ""
     tags: dict[str, str] = field(default_factory=dict)
     version: int | None = None
+    source_run_id: str | None = None
+    semantic_version: str | None = None
+    signature: str | None = None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mlplat.db.tables import model_alias, model_version, model_version_tag, registered_model, registered_model_tag
 from mlplat.errors import InvalidInput, NotFound
-from mlplat.registry.model import ModelVersion, RegisteredModel, Stage
+from mlplat.registry.model import ModelVersion, RegisteredModel, Stage, parse_stage, parse_version
+from mlplat.registry.semver import SemanticVersion, VersionRange, is_range, parse_range
+
+#: What the next version is compared with can be large, and is for the coordinator only.
+_VERSIONS = select(*(column for column in model_version.c if column is not model_version.c.facts))
 
 
 class RegistryStore:
@@ -38,7 +42,7 @@ class RegistryStore:
 
     async def get_version(self, name: str, version: int) -> ModelVersion:
         """One version."""
-        query = select(model_version).where(model_version.c.name == name, model_version.c.version == version)
+        query = _VERSIONS.where(model_version.c.name == name, model_version.c.version == version)
         async with self._engine.connect() as connection:
             found = await load_versions(connection, query)
         if not found:
@@ -53,21 +57,12 @@ class RegistryStore:
             NotFound: no such model.
         """
         if alias.lower() == "latest":
-            query = (
-                select(model_version)
-                .where(model_version.c.name == name)
-                .order_by(model_version.c.version.desc())
-                .limit(1)
-            )
+            query = _VERSIONS.where(model_version.c.name == name).order_by(model_version.c.version.desc()).limit(1)
         else:
-            query = (
-                select(model_version)
-                .join(
-                    model_alias,
-                    and_(model_alias.c.name == model_version.c.name, model_alias.c.version == model_version.c.version),
-                )
-                .where(model_alias.c.name == name, model_alias.c.alias == alias)
-            )
+            query = _VERSIONS.join(
+                model_alias,
+                and_(model_alias.c.name == model_version.c.name, model_alias.c.version == model_version.c.version),
+            ).where(model_alias.c.name == name, model_alias.c.alias == alias)
         async with self._engine.connect() as connection:
             found = await load_versions(connection, query)
         if not found:
@@ -75,11 +70,52 @@ class RegistryStore:
             raise InvalidInput(f"Registered model alias {alias} not found.")
         return found[0]
 
+    async def get_in_stage(self, name: str, stage: Stage) -> ModelVersion:
+        """The newest version in a stage."""
+        for version in (await self.get_model(name)).latest:
+            if version.stage == stage:
+                return version
+        raise NotFound(f"Registered Model (name={name}) has no version in stage {stage}")
+
+    async def get_in_range(self, name: str, wanted: VersionRange) -> ModelVersion:
+        """The version with the highest semantic version in a range."""
+        found = await self.list_versions(name, wanted, 1)
+        if not found:
+            await self.get_model(name)
+            raise NotFound(
+                f"Registered Model (name={name}) has no version from {wanted.lower} up to, and without, {wanted.upper}"
+            )
+        return found[0]
+
+    async def resolve(self, name: str, spec: str) -> ModelVersion:
+        """The version that a text stands for: a number, a range, ``latest``, a stage, or ``@`` and an alias.
+
+        Raises:
+            InvalidInput: it is nothing of that.
+        """
+        if spec.isdecimal():
+            return await self.get_version(name, parse_version(spec))
+        if spec.startswith("@") or spec.lower() == "latest":
+            return await self.get_by_alias(name, spec.removeprefix("@"))
+        if is_range(spec):
+            return await self.get_in_range(name, parse_range(spec))
+        return await self.get_in_stage(name, parse_stage(spec))
+
+    async def list_versions(
+        self, name: str, wanted: VersionRange, limit: int, below: SemanticVersion | None = None
+    ) -> list[ModelVersion]:
+        """A model's versions in a range, the highest semantic version first; only those below one if it is given."""
+        semantic = model_version.c.semantic
+        upper = wanted.upper if below is None else min(below, wanted.upper)
+        query = _VERSIONS.where(model_version.c.name == name, semantic >= list(wanted.lower), semantic < list(upper))
+        async with self._engine.connect() as connection:
+            return await load_versions(connection, query.order_by(semantic.desc()).limit(limit))
+
     async def search_versions(
         self, name: str | None, run_id: str | None, limit: int, offset: int
     ) -> list[ModelVersion]:
         """Versions of a model, of a run, or all; newest first."""
-        query = select(model_version).order_by(
+        query = _VERSIONS.order_by(
             model_version.c.updated_at.desc(), model_version.c.name, model_version.c.version.desc()
         )
         if name is not None:
@@ -102,11 +138,9 @@ async def load_models(connection: AsyncConnection, query: Select[Any]) -> list[R
         .order_by(model_version.c.name, model_version.c.stage, model_version.c.version.desc())
         .subquery()
     )
-    versions = (
-        select(model_version)
-        .join(newest, and_(newest.c.name == model_version.c.name, newest.c.version == model_version.c.version))
-        .order_by(model_version.c.version.desc())
-    )
+    versions = _VERSIONS.join(
+        newest, and_(newest.c.name == model_version.c.name, newest.c.version == model_version.c.version)
+    ).order_by(model_version.c.version.desc())
     latest: dict[str, list[ModelVersion]] = {}
     for version in await load_versions(connection, versions):
         latest.setdefault(version.name, []).append(version)
@@ -125,7 +159,8 @@ async def load_versions(connection: AsyncConnection, query: Select[Any]) -> list
     return [
         ModelVersion(
             row.name, row.version, row.description, row.source, row.artifact_uri, row.run_id, row.run_link,
-            row.user_id, row.created_at, row.updated_at, Stage(row.stage), row.tags or {}, row.aliases or [],
+            row.user_id, row.created_at, row.updated_at, SemanticVersion(*row.semantic), row.bump, row.bump_reason,
+            Stage(row.stage), row.tags or {}, row.aliases or [],
         )
         for row in rows
     ]  # fmt: skip

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from mlplat.errors import AlreadyExists, InvalidInput, NotFound
-from mlplat.registry.model import MAX_NAME_LENGTH, PROMPT_TAG
+from mlplat.registry.model import MAX_NAME_LENGTH, PROMPT_TAG, SEMANTIC_VERSION_TAG
 from mlplat.sdk.archive_files import Progress, no_progress
 from mlplat.sdk.client import API, Client
 from mlplat.sdk.listing import every, pairs
@@ -142,6 +142,8 @@ class _Importer:
                 "run_link": version.get("run_link"),
                 "description": version.get("description", ""),
                 "tags": [*version.get("tags", ()), {"key": IMPORTED_TAG, "value": origin}],
+                # Of another platform of this kind.
+                "semantic_version": pairs(version.get("tags")).get(SEMANTIC_VERSION_TAG),
             }
             self._client.post_once(f"{API}/model-versions/create", body)
         except (_LeftOut, *_REFUSED) as error:

@@ -10,7 +10,13 @@ from mlplat.sdk.run import Run
 
 
 def register_model(
-    name: str, run: Run | str, artifact_path: str, *, alias: str | None = None, url: str | None = None
+    name: str,
+    run: Run | str,
+    artifact_path: str,
+    *,
+    alias: str | None = None,
+    semantic_version: str | None = None,
+    url: str | None = None,
 ) -> int:
     """Registers a run's model as the next version of ``name``, which is created on first use.
 
@@ -19,6 +25,8 @@ def register_model(
         run: the run (or its id) whose artifacts hold the model.
         artifact_path: the model's folder below the run's artifacts.
         alias: pointed at the new version.
+        semantic_version: such as ``2.0.0``, or which number grows (``major``, ``minor``, ``patch``); by default the
+            platform compares signature, data and code with those of the highest version.
         url: the platform; by default ``MLPLAT_URL``, or the one on this machine.
 
     Returns:
@@ -34,9 +42,9 @@ def register_model(
     run_id = run.run_id if isinstance(run, Run) else run
     with suppress(AlreadyExists):
         client.post_once(f"{API}/registered-models/create", {"name": name})
-    created = client.post_once(
-        f"{API}/model-versions/create", {"name": name, "source": f"runs:/{run_id}/{artifact_path}", "run_id": run_id}
-    )
+    source = f"runs:/{run_id}/{artifact_path}"
+    body = {"name": name, "source": source, "run_id": run_id, "semantic_version": semantic_version}
+    created = client.post_once(f"{API}/model-versions/create", body)
     version = created["model_version"]["version"]
     if alias is not None:
         client.post_once(f"{API}/registered-models/alias", {"name": name, "alias": alias, "version": version})

@@ -14,9 +14,10 @@ REQUIREMENTS_FILE = "mlplat/requirements.txt"
 CODE_DIFF_FILE = "mlplat/code.diff"
 COMMIT_TAG = "mlflow.source.git.commit"
 DIRTY_TAG = "mlflow.source.git.dirty"
+SOURCE_TAG = "mlflow.source.name"
 MAX_FILE_BYTES = 1024 * 1024
 #: Facts that MLflow's client sends as tags, by the name they have here.
-_TAGS = {"git.commit": COMMIT_TAG, "source": "mlflow.source.name", "user": "mlflow.user"}
+_TAGS = {"git.commit": COMMIT_TAG, "source": SOURCE_TAG, "user": "mlflow.user"}
 
 
 def read_facts(store: ArtifactStore, run: Run, root: str | None) -> RunFacts:

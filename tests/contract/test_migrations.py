@@ -11,6 +11,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import inspect, text
 
 from mlplat.db.engine import open_engine, open_sync_engine
+from mlplat.db.lease import LeaseKeeper
 from mlplat.db.migrate import head_revision, migrate
 from mlplat.db.tables import metadata
 from mlplat.errors import BringUpError
@@ -18,6 +19,10 @@ from mlplat.metrics.log import MetricLog
 from mlplat.metrics.model import Point, decode, encode, points_table
 from mlplat.metrics.record import unpack
 from mlplat.registry.history_store import RegistryHistory
+from mlplat.registry.model import CreateVersion
+from mlplat.registry.semver import EVERY
+from mlplat.registry.service import RegistryService
+from mlplat.registry.store import RegistryStore
 from tests.databases import Databases
 
 
@@ -130,6 +135,32 @@ async def test_what_the_registry_had_before_its_history_is_remembered(empty_data
         told = [(item.change.key, item.request_id) for item in await history.changes("new", None, None, 10)]
         assert sorted(told) == [("1", "5"), ("2", "5"), ("a", "5"), ("name", "5")]
     finally:
+        await engine.dispose()
+
+
+async def test_versions_of_older_schemas_get_semantic_versions_in_their_order(empty_database_url: str) -> None:
+    migrate(empty_database_url, "0010")
+    _run(
+        empty_database_url,
+        "INSERT INTO registered_model (name, last_version, created_at, updated_at) "
+        "SELECT n, 12, now(), now() FROM unnest(ARRAY['m', 'none']) AS n",
+        "INSERT INTO model_version (name, version, source, artifact_uri, created_at, updated_at) "
+        "SELECT 'm', v, 's', 's', now(), now() FROM unnest(ARRAY[10, 2, 11]) AS v",
+    )
+    migrate(empty_database_url)
+    engine = open_engine(empty_database_url, "tests", pool_size=2)
+    service = RegistryService(engine, LeaseKeeper(engine, "registry", "holder", 60.0))
+    try:
+        await service.start()
+        for name, semantic in (("m", "1.0.3"), ("none", "1.0.0")):
+            [answer] = await service.execute(name, [CreateVersion(name, "s", "s")])
+            assert answer == {"version": 13, "semantic_version": semantic}
+        found = await RegistryStore(engine).list_versions("m", EVERY, 10)
+        assert [(version.version, str(version.semantic), version.bump) for version in found] == [
+            (13, "1.0.3", "patch"), (11, "1.0.2", "patch"), (10, "1.0.1", "patch"), (2, "1.0.0", ""),
+        ]  # fmt: skip
+    finally:
+        await service.stop()
         await engine.dispose()
 
 

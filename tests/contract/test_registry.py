@@ -323,7 +323,7 @@ async def test_a_repeated_request_acts_once_and_gives_the_first_answer(registry:
     command = CreateVersion(model, "s3://b/m", "s3://b/m")
     answers = [await registry.do(command, "request-1") for _ in range(3)]
     answers += await asyncio.gather(*(registry.do(command, "request-1") for _ in range(5)))
-    assert answers == [{"version": 1}] * 8
+    assert answers == [{"version": 1, "semantic_version": "1.0.0"}] * 8
     assert await registry.version(model) == 2
     created = CreateModel("once")
     assert [await registry.do(created, "request-2") for _ in range(2)] == [{}, {}]
@@ -343,7 +343,8 @@ async def test_a_request_that_failed_may_succeed_later(registry: Registry) -> No
     with pytest.raises(NotFound):
         await registry.do(CreateVersion("late", "s3://b", "s3://b"), "request-1")
     await registry.do(CreateModel("late"))
-    assert await registry.do(CreateVersion("late", "s3://b", "s3://b"), "request-1") == {"version": 1}
+    answer = await registry.do(CreateVersion("late", "s3://b", "s3://b"), "request-1")
+    assert answer == {"version": 1, "semantic_version": "1.0.0"}
 
 
 async def test_every_change_is_in_the_event_log_and_nothing_else_is(registry: Registry) -> None:
@@ -370,7 +371,7 @@ async def test_every_change_is_in_the_event_log_and_nothing_else_is(registry: Re
         (f"request-{number}", type(command).__name__, command.name, asdict(command))
         for number, command in enumerate(commands)
     ]
-    assert [row.answer for row in rows if row.kind == "CreateVersion"] == [{"version": 1}]
+    assert [row.answer for row in rows if row.kind == "CreateVersion"] == [{"version": 1, "semantic_version": "1.0.0"}]
     assert {row.epoch for row in rows} == {1}
     assert [row.created_at for row in rows] == sorted(row.created_at for row in rows)
 
@@ -383,7 +384,8 @@ async def test_a_coordinator_that_was_replaced_changes_nothing(registry: Registr
         with pytest.raises(Fenced):
             await registry.do(command)
     assert (await registry.store.get_model(model), await registry.events()) == before
-    assert await successor.execute("next", [CreateVersion(model, "s3://b", "s3://b")]) == [{"version": 2}]
+    [answer] = await successor.execute("next", [CreateVersion(model, "s3://b", "s3://b")])
+    assert answer["version"] == 2
     await successor.stop()
 
 

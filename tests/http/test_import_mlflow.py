@@ -18,6 +18,7 @@ from mlplat.sdk import mlflow_import
 from mlplat.sdk.archive_rows import run_files, run_pages
 from mlplat.sdk.client import Client, artifact_root
 from mlplat.sdk.import_target import Imported
+from mlplat.sdk.listing import pairs
 from mlplat.sdk.mlflow_import import import_mlflow
 from mlplat.sdk.mlflow_registry import IMPORTED_TAG, ImportedRegistry, import_registry
 from tests.contract.chdb import unique
@@ -206,6 +207,8 @@ def _register(source: Client, name: str, run: dict[str, Any], model_id: str, str
         body = {"name": name, "source": uri, "description": f"no. {number}", "tags": tags}
         body |= {"run_id": run["run_id"]} if number < 5 else {"run_id": stranger} if number == 6 else {}
         body |= {"model_id": model_id} if uri.startswith("models:") else {}
+        semantic = {"key": "mlplat.semantic_version", "value": "3.1.0"}
+        body |= {"tags": [*tags, semantic]} if number == 3 else {}
         source.post(f"{API}/model-versions/create", body)
     source.post(f"{API}/registered-models/alias", {"name": name, "alias": "champion", "version": "3"})
     source.post(f"{API}/registered-models/alias", {"name": name, "alias": "lost", "version": "6"})
@@ -252,6 +255,8 @@ async def test_registered_models_come_with_versions_aliases_and_what_was_left_ou
     assert [versions[number]["description"] for number in "1345"] == ["no. 1", "no. 3", "no. 4", "no. 5"]
     assert (versions["4"]["run_id"], versions["5"]["run_id"]) == (run_id, "")
     assert {"key": "team", "value": "vision"} in versions["3"]["tags"]
+    semantic = {number: pairs(version["tags"])["mlplat.semantic_version"] for number, version in versions.items()}
+    assert semantic == {"1": "1.0.0", "3": "3.1.0", "4": "3.1.1", "5": "3.1.2"}
     assert {number: version["current_stage"] for number, version in versions.items()} == {
         "1": "None", "3": "None", "4": "Production", "5": "None",
     }  # fmt: skip

@@ -10,6 +10,7 @@ import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -135,6 +136,65 @@ async def test_stages_and_moments(http: httpx.AsyncClient, name: str) -> None:
     )
 
 
+async def test_versions_are_found_by_whatever_tells_them(http: httpx.AsyncClient, mlflow: MLflow, name: str) -> None:
+    body = {"name": name, "source": "s3://bucket/m", "semantic_version": "minor"}
+    created = await mlflow.call("POST", "model-versions/create", **body)
+    tag = {"key": "mlplat.semantic_version", "value": "1.1.0"}
+    assert created["model_version"]["tags"] == [tag]
+    await move(http, name, {"alias": "champion", "version": 2})
+    await http.post(f"/api/v1/models/{name}/versions/1/stage", json={"stage": "Production"})
+    url = f"/api/v1/models/{name}/versions"
+    for spec, version in (
+        ("2", 2), ("1.0.1", 2), ("^1", 4), ("~1.0", 3), ("<=1.0.1", 2), ("latest", 4), ("@champion", 2),
+        ("production", 1),
+    ):  # fmt: skip
+        found = await http.get(f"{url}/{quote(spec, safe='')}")
+        assert (found.status_code, found.json()["version"]) == (200, version), spec
+    told = (await http.get(f"{url}/4")).json()
+    assert (told["semantic_version"], told["bump"], told["bump_reason"]) == ("1.1.0", "minor", "set by hand")
+    page = (await http.get(url, params={"range": "1.x", "limit": 2})).json()
+    assert [item["semantic_version"] for item in page] == ["1.1.0", "1.0.2"]
+    rest = (await http.get(url, params={"below": page[-1]["semantic_version"]})).json()
+    assert [item["version"] for item in rest] == [2, 1]
+    assert (await http.get(url, params={"range": "^7"})).json() == []
+    missing = "RESOURCE_DOES_NOT_EXIST"
+    for path, status, code, message in (
+        (f"{url}/9", 404, missing, "version=9"), (f"{url}/^2", 404, missing, "no version from 2.0.0 up to"),
+        (f"{url}/Staging", 404, missing, "no version in stage Staging"), (f"{url}/live", 400, INVALID, "stage: live"),
+        (f"{url}/@nobody", 400, INVALID, "alias nobody not found"), (f"{url}/1.2.x.4", 400, INVALID, "version range"),
+        (f"{url}?range=1||2", 400, INVALID, "version range"), (f"{url}?below=1.2", 400, INVALID, "semantic version"),
+        ("/api/v1/models/nobody/versions", 404, missing, "nobody"),
+        ("/api/v1/models/nobody/versions/^1", 404, missing, "nobody"),
+    ):  # fmt: skip
+        expect_error(await http.get(path), status, code, message)
+
+
+async def test_a_semantic_version_is_given_once(mlflow: MLflow, name: str) -> None:
+    async def create(semantic: str) -> str:
+        body = {"name": name, "source": "s3://bucket/m", "semantic_version": semantic}
+        return str((await mlflow.call("POST", "model-versions/create", **body))["model_version"]["version"])
+
+    assert await create("7.0.0") == "4"
+    for taken in ("7.0.0", "1.0.0"):
+        message = f"has or had a version {taken} already"
+        body = {"name": name, "source": "s3://bucket/m", "semantic_version": taken}
+        await mlflow.refused(400, "RESOURCE_ALREADY_EXISTS", message, "POST", "model-versions/create", **body)
+    for malformed in ("7", "v1.0.0", "Major", "1.0.0-rc1"):
+        body = {"name": name, "source": "s3://bucket/m", "semantic_version": malformed}
+        await mlflow.refused(400, INVALID, "Invalid semantic version", "POST", "model-versions/create", **body)
+    assert await create("major") == "5"
+    tag = {"name": name, "version": "4", "key": "mlplat.semantic_version"}
+    await mlflow.refused(400, INVALID, "cannot change", "POST", "model-versions/set-tag", **tag, value="9.0.0")
+    await mlflow.refused(400, INVALID, "cannot change", "DELETE", "model-versions/delete-tag", **tag)
+    copied = [{"key": "mlplat.semantic_version", "value": "1.0.0"}, {"key": "a", "value": "1"}]
+    source = f"models:/{name}/1"
+    answer = await mlflow.call("POST", "model-versions/create", name=name, source=source, tags=copied)
+    assert {tag["key"]: tag["value"] for tag in answer["model_version"]["tags"]} == {
+        "mlplat.semantic_version": "8.0.1",
+        "a": "1",
+    }
+
+
 async def test_mlflows_user_is_in_the_history(http: httpx.AsyncClient, name: str) -> None:
     secret = base64.b64encode(b"carl:not checked").decode()
     body = {"name": name, "alias": "a", "version": "1"}
@@ -167,6 +227,9 @@ async def test_the_commands(server_url: str, monkeypatch: pytest.MonkeyPatch) ->
         run("alias", name, "champion", "2", "--expect", "1")
         assert "champion → version 1 (was 2)" in run("rollback", name, "champion", "--reason", "too slow")
         assert "too slow" in run("history", name, "--alias", "champion")
+        shown = run("versions", name, "^1")
+        assert [line.split()[:2] for line in shown.splitlines()[1:]] == [["1.0.1", "2"], ["1.0.0", "1"]]
+        assert "patch: no other signature" in shown
         assert "version 2 → Production" in run("stage", name, "2", "production")
         shown = run("show", name)
         assert "champion" in shown

@@ -208,6 +208,25 @@ def test_a_logged_model_is_registered_and_loaded_by_version_and_alias(mlflow_cli
         assert mlflow.sklearn.load_model(uri).predict(FEATURES).shape == (4,)
 
 
+def test_models_are_loaded_by_semantic_version(mlflow_client: MlflowClient) -> None:
+    name = unique("model")
+    wider = np.hstack([FEATURES, FEATURES])
+    with mlflow.start_run():
+        for features in (FEATURES, FEATURES, wider):
+            model = Ridge().fit(features, LABELS)
+            signature = infer_signature(features, model.predict(features))
+            mlflow.sklearn.log_model(model, name="ridge", signature=signature, registered_model_name=name)
+    found = {version.version: version.tags["mlplat.semantic_version"] for version in
+             mlflow_client.search_model_versions(f"name = '{name}'")}  # fmt: skip
+    assert found == {"1": "1.0.0", "2": "1.0.1", "3": "2.0.0"}
+    for spec, taken in (("^1.0", FEATURES), ("1.0.0", FEATURES), ("2.x", wider), ("latest", wider)):
+        assert mlflow.sklearn.load_model(f"models:/{name}/{spec}").predict(taken).shape == (4,)
+    with pytest.raises(MlflowException, match=r"stage '\^7'"):
+        mlflow.sklearn.load_model(f"models:/{name}/^7")
+    copied = mlflow_client.copy_model_version(f"models:/{name}/3", unique("copy"))
+    assert copied.tags["mlplat.semantic_version"] == "1.0.0"
+
+
 def test_models_are_loaded_by_stage(mlflow_client: MlflowClient) -> None:
     name = unique("model")
     with mlflow.start_run():

@@ -20,8 +20,10 @@ from mlplat.http.mlflow.endpoint import (
     wire_pairs,
 )
 from mlplat.http.mlflow.experiments import Tag
+from mlplat.http.mlflow.model_sources import resolve_source
 from mlplat.http.services import Services
 from mlplat.registry.model import (
+    SEMANTIC_VERSION_TAG,
     Command,
     CreateModel,
     CreateVersion,
@@ -36,18 +38,16 @@ from mlplat.registry.model import (
     SetModelTag,
     SetStage,
     SetVersionTag,
-    Stage,
     UpdateModel,
     UpdateVersion,
     parse_stage,
     parse_version,
 )
+from mlplat.registry.semver import is_range, parse_range
 from mlplat.tracking.model import to_ms
 
 MAX_MODELS_PAGE = 1_000
 MAX_VERSIONS_PAGE = 200_000
-_RUNS_URI = re.compile(r"runs:/(?P<run_id>[^/]+)(?:/(?P<path>.*))?\Z")
-_MODEL_URI = re.compile(r"models:/(?P<model_id>m-[0-9a-f]+)\Z")
 #: Filters that the fluent client sends; the full grammar comes with search over the registry.
 _EQUALS = re.compile(r"\s*(?P<key>\w+)\s*=\s*(?:'(?P<a>[^']*)'|\"(?P<b>[^\"]*)\")\s*\Z")
 _LIKE = re.compile(r"\s*name\s+LIKE\s+(?:'(?P<a>[^']*)'|\"(?P<b>[^\"]*)\")\s*\Z", re.IGNORECASE)
@@ -111,6 +111,8 @@ class CreateVersionRequest(Model):
     description: str = ""
     #: Not MLflow's: imports keep the numbers of versions. It must be later than all before.
     version: str | None = None
+    #: Not MLflow's: such as 2.0.0, or which number of it grows (major, minor or patch); by default by comparison.
+    semantic_version: str | None = None
 
 
 class Version(Model):
@@ -162,7 +164,7 @@ def wire_version(version: ModelVersion) -> Answer:
         "user_id": version.user_id,
         "run_link": version.run_link,
         "aliases": version.aliases,
-        "tags": wire_pairs(version.tags),
+        "tags": wire_pairs(version.tags | {SEMANTIC_VERSION_TAG: str(version.semantic)}),
     }
     return answer | {key: value for key, value in optional.items() if value}
 
@@ -284,11 +286,17 @@ async def delete_alias(services: Services, request: Alias) -> Answer:
 
 
 async def get_latest_versions(services: Services, request: LatestVersions) -> Answer:
-    """GET and POST registered-models/get-latest-versions"""
-    stages = [parse_stage(stage) for stage in request.stages] or list(Stage)
+    """GET and POST registered-models/get-latest-versions; a stage may be a range of semantic versions
+
+    So ``models:/digits/^1.2`` loads with MLflow's client, which takes what is no number for a stage.
+    """
+    ranges = [parse_range(stage) for stage in request.stages if is_range(stage)]
+    stages = [parse_stage(stage) for stage in request.stages if not is_range(stage)]
     latest = (await services.registry.get_model(_name(request))).latest
-    found = [wire_version(version) for version in latest if version.stage in stages]
-    return {"model_versions": found} if found else {}
+    found = [version for version in latest if version.stage in stages or not request.stages]
+    for wanted in ranges:
+        found += await services.registry.list_versions(request.name, wanted, 1)
+    return {"model_versions": [wire_version(version) for version in found]} if found else {}
 
 
 async def transition_stage(services: Services, request: TransitionStage) -> Answer:
@@ -300,32 +308,16 @@ async def transition_stage(services: Services, request: TransitionStage) -> Answ
 
 async def create_version(services: Services, request: CreateVersionRequest) -> Answer:
     """POST model-versions/create"""
-    source = require("source", request.source)
-    artifact_uri = await _resolve_source(services, source, request.run_id)
+    source = await resolve_source(services, require("source", request.source), request.run_id)
     command = CreateVersion(
-        _name(request), source, artifact_uri, request.run_id, request.run_link, request.description, "",
-        {tag.key: tag.value for tag in request.tags}, parse_version(request.version) if request.version else None,
+        _name(request), request.source, source.artifact_uri, request.run_id, request.run_link, request.description, "",
+        # Copies of a version bring its tags along.
+        {tag.key: tag.value for tag in request.tags if tag.key != SEMANTIC_VERSION_TAG},
+        parse_version(request.version) if request.version else None, source.run_id, request.semantic_version,
+        await source.signature(services),
     )  # fmt: skip
     answer = await _execute(services, command)
     return await _version_answer(services, request.name, answer["version"])
-
-
-async def _resolve_source(services: Services, source: str, run_id: str | None) -> str:
-    """Where the version's files are: ``runs:/`` and ``models:/m-…`` name a run's or model's, anything else itself."""
-    if ".." in source.replace("%2e", ".").replace("%2E", "."):
-        raise InvalidInput(f"Invalid model version source: '{source[:200]}'. It may not contain '..'.")
-    model = _MODEL_URI.match(source)
-    if model is not None:
-        return (await services.logged_models.get(model["model_id"])).artifact_location
-    match = _RUNS_URI.match(source)
-    if match is None:
-        return source
-    if run_id and match["run_id"] != run_id:
-        raise InvalidInput(
-            f"Invalid model version source: '{source}'. It names another run than the run_id '{run_id}'."
-        )
-    run = await services.runs.get(match["run_id"])
-    return "/".join(filter(None, (run.artifact_uri, match["path"])))
 
 
 async def get_version(services: Services, request: Version) -> Answer:

@@ -19,12 +19,14 @@ from mlplat.registry.model import (
     MAX_NAME_LENGTH,
     Command,
     DeleteAlias,
+    ModelVersion,
     Origin,
     RollBackAlias,
     SetAlias,
     SetStage,
     Stage,
 )
+from mlplat.registry.semver import MAX_RANGE_LENGTH, parse_range, parse_semantic_version
 
 MAX_MOVES = 100
 MAX_CHANGES = 1_000
@@ -103,6 +105,31 @@ class StageAnswer(BaseModel):
     stage: Stage
 
 
+class VersionAnswer(BaseModel):
+    """A version. `bump` is the number of the semantic version that grew for it, for `bump_reason`."""
+
+    name: str
+    version: int
+    semantic_version: str
+    bump: str
+    bump_reason: str
+    stage: Stage
+    aliases: list[str]
+    tags: dict[str, str]
+    description: str
+    source: str
+    artifact_uri: str
+    run_id: str | None
+    created_at: datetime
+    updated_at: datetime
+
+    @classmethod
+    def of(cls, version: ModelVersion) -> VersionAnswer:
+        """As the API tells it."""
+        known = {name: getattr(version, name) for name in cls.model_fields.keys() - {"semantic_version"}}
+        return cls(**known, semantic_version=str(version.semantic))
+
+
 class ChangeAnswer(BaseModel):
     """One change: of the model's name, of an alias (`key`) or of the stage of a version (`key`).
 
@@ -155,6 +182,29 @@ def router(services: Services) -> APIRouter:
         origin = request.origin if request.reason else Origin(request.by, "rollback")
         [answer] = await execute(idempotency_key, [RollBackAlias(name, alias)], origin)
         return RollbackAnswer(name=name, alias=alias, **answer)
+
+    @api.get("/{name}/versions")
+    async def versions(
+        name: Name,
+        range_: Annotated[
+            str, Query(alias="range", description="Such as `^1.2`, `~1.2.3`, `1.x` or `>=1.2 <3`.")
+        ] = "*",
+        limit: Annotated[int, Query(ge=1, le=MAX_CHANGES)] = 100,
+        below: Annotated[str | None, Query(description="The last `semantic_version` of the page before.")] = None,
+    ) -> list[VersionAnswer]:
+        """Versions in a range, the highest semantic version first."""
+        wanted = parse_range(range_)
+        last = None if below is None else parse_semantic_version(below)
+        found = await services.registry.list_versions(name, wanted, limit, last)
+        if not found:
+            await services.registry.get_model(name)
+        return [VersionAnswer.of(version) for version in found]
+
+    @api.get("/{name}/versions/{spec}")
+    async def version(name: Name, spec: Annotated[str, Path(max_length=MAX_RANGE_LENGTH)]) -> VersionAnswer:
+        """The version that `spec` stands for: a number (`3`), a semantic version (`1.2.0`), the highest in a range
+        (`^1.2`), `latest`, the newest in a stage (`Production`), or that of an alias (`@champion`)."""
+        return VersionAnswer.of(await services.registry.resolve(name, spec))
 
     @api.post("/{name}/versions/{version}/stage")
     async def set_stage(
