@@ -120,18 +120,17 @@ def create_app(services: Services, version: str) -> FastAPI:
         lifespan=_lifespan(services, hub),
     )
     install_error_handlers(app)
-    # Starlette tries the routes one after another: the busiest come first.
-    for endpoints in (
-        log_data.ENDPOINTS,
-        runs.ENDPOINTS,
-        registry.ENDPOINTS,
-        experiments.ENDPOINTS,
-        metric_history.ENDPOINTS,
-        datasets.ENDPOINTS,
-        logged_models.ENDPOINTS,
-        listing.ENDPOINTS,
-    ):
-        install(app, services, endpoints)
+    endpoints = (
+        *log_data.ENDPOINTS,
+        *runs.ENDPOINTS,
+        *registry.ENDPOINTS,
+        *experiments.ENDPOINTS,
+        *metric_history.ENDPOINTS,
+        *datasets.ENDPOINTS,
+        *logged_models.ENDPOINTS,
+        *listing.ENDPOINTS,
+    )
+    install(app, services, endpoints)
     artifacts.install(app, services)
     listing.install_files(app, services)
     app.include_router(pipelines.router(services))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, TypeVar
 
 import msgspec
@@ -76,6 +77,11 @@ def _without_nulls(value: Any) -> Any:
 
 def _query(request: Request, kind: type[msgspec.Struct]) -> dict[str, Any]:
     """Repeated keys become lists where the struct has a list."""
-    lists = {field.encode_name for field in msgspec.structs.fields(kind) if "list" in str(field.type)}
+    lists = _lists(kind)
     query = request.query_params
     return {key: query.getlist(key) if key in lists else query[key] for key in query}
+
+
+@cache
+def _lists(kind: type[msgspec.Struct]) -> frozenset[str]:
+    return frozenset(field.encode_name for field in msgspec.structs.fields(kind) if "list" in str(field.type))

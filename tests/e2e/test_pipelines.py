@@ -147,7 +147,7 @@ def test_the_demo_pipeline_runs_as_a_ray_job(platform: Platform) -> None:
         cwd=platform.state_dir,
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

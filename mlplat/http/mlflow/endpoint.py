@@ -15,6 +15,8 @@ from fastapi import FastAPI
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import BaseRoute, Match, Route
+from starlette.types import Receive, Scope, Send
 
 from mlplat.errors import InvalidInput
 from mlplat.http.bodies import decode_request
@@ -28,6 +30,7 @@ MAX_IDEMPOTENCY_KEY = 200
 MAX_CALLER = 200
 PREFIXES = ("/api/2.0/mlflow", "/ajax-api/2.0/mlflow")
 Answer = dict[str, Any]
+_FOUND = "mlplat.route"
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,45 @@ class Endpoint:
     handler: Callable[[Services, Any], Awaitable[Answer | Response]]
 
 
+class _RouteTable(BaseRoute):
+    """Routes whose paths have no parameters, found by their path: Starlette tries routes one after another."""
+
+    path = PREFIXES[0]
+
+    def __init__(self) -> None:
+        self._routes: dict[str, list[Route]] = {}
+
+    def add(self, route: Route) -> None:
+        """Adds a route; several of one path differ in their methods."""
+        self._routes.setdefault(route.path, []).append(route)
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """See Starlette: the best match, of the path with another method if need be."""
+        best: tuple[Match, Scope] = (Match.NONE, {})
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        for route in self._routes.get(path, ()):
+            match, found = route.matches(scope)
+            if match.value > best[0].value:
+                best = match, {**found, _FOUND: route}
+        return best
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Lets the route that was found answer."""
+        await scope[_FOUND].handle(scope, receive, send)
+
+
 def install(app: FastAPI, services: Services, endpoints: Sequence[Endpoint]) -> None:
     """Adds the endpoints to the app. They stay out of the OpenAPI document: MLflow documents them."""
+    table = _RouteTable()
+    app.router.routes.append(table)
     for endpoint in endpoints:
         for prefix in PREFIXES:
-            app.add_route(
-                f"{prefix}/{endpoint.path}", _route(services, endpoint), list(endpoint.methods), include_in_schema=False
-            )
+            path = f"{prefix}/{endpoint.path}"
+            route = Route(path, _route(services, endpoint), methods=list(endpoint.methods), include_in_schema=False)
+            if route.param_convertors:
+                app.router.routes.append(route)
+            else:
+                table.add(route)
 
 
 def _route(services: Services, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
