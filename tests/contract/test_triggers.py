@@ -97,19 +97,21 @@ MODEL = {"about": "${{ trigger.event.model }}"}
 
 
 async def test_a_version_and_an_alias_become_runs(scene: Scene, registry: RegistryService) -> None:
-    fields = ("kind", "model", "version", "alias")
+    fields = ("kind", "model", "version", "alias", "semantic_version", "signature")
     about = {"about": " ".join(f"${{{{ trigger.event.{field} }}}}" for field in fields)}
     await scene.trigger(RegistryFilter(model="dig*"), "versions", params=about, created_by="ann")
     await scene.trigger(RegistryFilter(events=["alias_set"], alias="champion"), "aliases", params=about)
     leader = await scene.leader()
     assert await leader.look() == service.LOOK_S
     await apply(
-        registry, CreateModel("digits"), CreateModel("other"), CreateVersion("digits", "s", "u"),
+        registry, CreateModel("digits"), CreateModel("other"), CreateVersion("digits", "s", "u", signature="{}"),
         CreateVersion("other", "s", "u"), SetAlias("digits", "challenger", 1), SetAlias("digits", "champion", 1),
         SetVersionTag("digits", 1, "k", "v"), DeleteVersion("digits", 1),
     )  # fmt: skip
     await leader.look()
-    assert await abouts(scene) == ["alias_set digits 1 champion", "version_created digits 1 null"]
+    assert await abouts(scene) == [
+        "alias_set digits 1 champion null null", "version_created digits 1 null 1.0.0 null",
+    ]  # fmt: skip
     versions = next(run for run in await scene.runs() if run.source == "trigger:versions")
     assert versions.submitted_by == "ann"
     found = await scene.store.get_trigger("versions")

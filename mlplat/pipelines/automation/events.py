@@ -73,7 +73,9 @@ _READERS = {
     # A version's run has a tag with the pipeline run that started it, if one did.
     Kind.REGISTRY: (
         _reader(
-            "event_id, kind, command, answer, created_at, (SELECT t.value FROM model_version v JOIN run_tag t "
+            # A signature can be large, and nobody decides by it.
+            "event_id, kind, command - 'signature' AS command, answer, created_at, "
+            "(SELECT t.value FROM model_version v JOIN run_tag t "
             "ON t.run_id = v.run_id AND t.key = 'mlplat.pipelineRun' WHERE v.name = registry_event.name AND "
             "v.version = coalesce(answer ->> 'version', command ->> 'version')::bigint) AS made_by",
             "registry_event WHERE true",
