@@ -94,8 +94,9 @@ async def test_runs_whose_artifacts_a_model_version_uses_stay_with_their_experim
     used, unused = await world.run(experiment), await world.run(experiment)
     await world.execute("INSERT INTO registered_model (name, created_at, updated_at) VALUES ('digits', now(), now())")
     await world.execute(
-        "INSERT INTO model_version (name, version, source, artifact_uri, created_at, updated_at) "
-        "VALUES ('digits', 1, 'x', :uri, now(), now())",
+        "INSERT INTO model_version "
+        "(name, version, source, artifact_uri, semantic, bump, bump_reason, created_at, updated_at) "
+        "VALUES ('digits', 1, 'x', :uri, '{1,0,0}', '', '', now(), now())",
         uri=f"mlflow-artifacts:/{experiment}/{used}/artifacts/model",
     )
     await world.experiments.set_deleted(experiment, True)

@@ -121,7 +121,9 @@ def test_the_registry_from_version_to_alias(client: MlflowClient, experiment: st
     assert str(champion.version) == "2"
     assert list(champion.aliases) == ["champion"]
     client.set_model_version_tag(name, "2", "checked", "yes")
-    assert client.get_model_version(name, "2").tags == {"checked": "yes"}
+    assert client.get_model_version(name, "2").tags == {
+        "checked": "yes", "mlplat.semantic_version": "1.0.1",
+    }  # fmt: skip
     assert [str(version.version) for version in client.search_model_versions(f"name='{name}'")] == ["2", "1"]
     local = mlflow.artifacts.download_artifacts(f"models:/{name}@champion")
     assert (Path(local) / "weights.txt").read_text() == "weights"
