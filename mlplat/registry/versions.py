@@ -25,7 +25,7 @@ from mlplat.keys import check_key
 from mlplat.registry.bumps import Facts, derive_bump, facts_from_json, facts_to_json
 from mlplat.registry.history import Change, Subject
 from mlplat.registry.model import SEMANTIC_VERSION_TAG, CreateVersion, SetVersionTag
-from mlplat.registry.rows import is_version, require_model, require_version, version_missing
+from mlplat.registry.rows import is_version, require, require_model, require_version, version_missing
 from mlplat.registry.semver import FIRST, Bump, SemanticVersion, bumped, parse_semantic_version
 from mlplat.tracking.model import cut_tag
 from mlplat.tracking.run_facts import COMMIT_TAG, DIRTY_TAG, SOURCE_TAG
@@ -147,8 +147,7 @@ async def update_version(connection: AsyncConnection, name: str, version: int, d
     """
     changed = update(model_version).where(*is_version(name, version))
     values = changed.values(description=description, updated_at=func.clock_timestamp())
-    if not (await connection.execute(values)).rowcount:
-        raise version_missing(name, version)
+    await require(connection, values, version_missing(name, version))
 
 
 async def delete_version(connection: AsyncConnection, name: str, version: int) -> list[Change]:

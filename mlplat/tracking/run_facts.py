@@ -30,19 +30,19 @@ def read_facts(store: ArtifactStore, run: Run, root: str | None) -> RunFacts:
     commit = run.tags.get(COMMIT_TAG)
     if root is None:
         return RunFacts(facts, Code(commit))
-    environment = flatten(_decode(_read(store, f"{root}/{ENVIRONMENT_FILE}")))
-    changes = _read(store, f"{root}/{CODE_DIFF_FILE}")
+    environment = flatten(_decode(read_small(store, f"{root}/{ENVIRONMENT_FILE}")))
+    changes = read_small(store, f"{root}/{CODE_DIFF_FILE}")
     if changes is None and run.tags.get(DIRTY_TAG) == "false":
         changes = b""
     if not any(key.startswith("packages.") for key in environment):
-        environment |= packages((_read(store, f"{root}/{REQUIREMENTS_FILE}") or b"").decode(errors="replace"))
+        environment |= packages((read_small(store, f"{root}/{REQUIREMENTS_FILE}") or b"").decode(errors="replace"))
     too_many = changes is not None and len(changes) > MAX_FILE_BYTES
     text = None if changes is None or too_many else changes.decode(errors="replace")
     return RunFacts(facts | environment, Code(commit, text, too_many))
 
 
-def _read(store: ArtifactStore, path: str) -> bytes | None:
-    """A file's bytes, cut just behind ``MAX_FILE_BYTES``; None when there is no such file."""
+def read_small(store: ArtifactStore, path: str) -> bytes | None:
+    """A file's bytes, cut just behind ``MAX_FILE_BYTES``; None when there is no such file. Blocks."""
     try:
         return b"".join(store.read(path, 0, MAX_FILE_BYTES + 1))
     except NotFound:

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 
 from mlplat.artifacts.model import served_path
 from mlplat.artifacts.store import ArtifactStore
-from mlplat.errors import InvalidInput, NotFound
+from mlplat.errors import InvalidInput
 from mlplat.http.services import Services
 from mlplat.registry.signature import read_signature
+from mlplat.tracking.run_facts import MAX_FILE_BYTES, read_small
 
-#: A larger ``MLmodel`` file is not read.
-MAX_MLMODEL_BYTES = 1024 * 1024
 _RUNS_URI = re.compile(r"runs:/(?P<run_id>[^/]+)(?:/(?P<path>.*))?\Z")
 _MODEL_URI = re.compile(r"models:/(?P<model_id>m-[0-9a-f]+)\Z")
 
@@ -62,11 +61,8 @@ async def resolve_source(services: Services, source: str, run_id: str | None) ->
 
 
 def _read_signature(store: ArtifactStore, path: str) -> str | None:
-    try:
-        if store.size(path) > MAX_MLMODEL_BYTES:
-            return None
-        text = b"".join(store.read(path)).decode(errors="replace")
-    except NotFound:
+    body = read_small(store, path)
+    if body is None or len(body) > MAX_FILE_BYTES:
         return None
-    signature = read_signature(text)
+    signature = read_signature(body.decode(errors="replace"))
     return None if signature is None else json.dumps(signature, sort_keys=True, separators=(",", ":"))
