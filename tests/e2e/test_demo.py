@@ -9,7 +9,6 @@ from mlflow import MlflowClient
 
 from tests.platform import Platform
 
-
 #: Far more than it takes: other tests share the machine with it.
 DEADLINE_S = 500
 
