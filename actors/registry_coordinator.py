@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from actors.handles import MetricShardClient
 from actors.lifecycle import Health, Started, actor_id
 from mlplat.db.engine import open_engine
 from mlplat.db.lease import LeaseKeeper
@@ -20,7 +21,7 @@ class RegistryCoordinator:
     def __init__(self, config: PlatformConfig, name: str) -> None:
         engine = open_engine(config.postgres_url, name, pool_size=2)
         lease = LeaseKeeper(engine, name, actor_id())
-        self._service = RegistryService(engine, lease)
+        self._service = RegistryService(engine, lease, MetricShardClient().query)
         self._started = Started(self._service.start, lease)
 
     async def execute(

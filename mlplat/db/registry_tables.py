@@ -33,6 +33,8 @@ registered_model = Table(
     Column("last_version", BigInteger, nullable=False, server_default="0"),
     # The highest that there ever was, as three numbers.
     Column("last_semantic", ARRAY(Integer), nullable=True),
+    # Who may move its versions where; see registry/policy.py.
+    Column("policy", JSONB, nullable=True),
     _time("created_at"),
     _time("updated_at"),
 )

@@ -21,6 +21,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import DOUBLE_PRECISION, JSON, JSONB
 
+from mlplat.db.approval_tables import move_decision as move_decision
+from mlplat.db.approval_tables import move_request as move_request
+from mlplat.db.approval_tables import registry_refusal as registry_refusal
 from mlplat.db.metadata import metadata as metadata
 from mlplat.db.metadata import time_column as _time
 from mlplat.db.registry_tables import model_alias as model_alias

@@ -24,6 +24,7 @@ class Facts:
         dirty: whether that code had changes that were not committed.
         entry_point: the file that was started.
         data: each dataset that it was trained with, as name and digest, sorted.
+        run_id: the run that it comes from; two versions of one run do not differ for that.
     """
 
     signature: Signature | None = None
@@ -31,6 +32,7 @@ class Facts:
     dirty: bool = False
     entry_point: str | None = None
     data: tuple[str, ...] | None = None
+    run_id: str | None = None
 
 
 UNKNOWN = Facts()

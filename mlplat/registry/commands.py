@@ -6,121 +6,94 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import delete, func, select
-from sqlalchemy.dialects.postgresql import insert as upsert
-from sqlalchemy.ext.asyncio import AsyncConnection
-
-from mlplat.db.tables import registered_model, registered_model_tag
-from mlplat.errors import AlreadyExists
-from mlplat.keys import check_key
 from mlplat.registry.aliases import change_alias
-from mlplat.registry.history import NAME, Change, Subject
+from mlplat.registry.guard import check_policy
+from mlplat.registry.history import Change, Subject
 from mlplat.registry.model import (
     Command,
-    CreateModel,
     CreateVersion,
+    Decide,
     DeleteAlias,
     DeleteModel,
     DeleteVersion,
-    RenameModel,
+    RequestMove,
     RollBackAlias,
     SetAlias,
-    SetModelTag,
     SetStage,
     SetVersionTag,
     Stage,
-    UpdateModel,
     UpdateVersion,
-    check_model_name,
+    WithdrawMove,
 )
-from mlplat.registry.rows import change_model, model_missing, require, require_model
+from mlplat.registry.moves import Approved, cancel_moves, decide, request_move, withdraw
+from mlplat.registry.registered_models import apply_to_model
 from mlplat.registry.stages import set_stage
+from mlplat.registry.turn import Turn
 from mlplat.registry.versions import create_version, delete_version, set_version_tag, update_version
-from mlplat.tracking.model import cut_tag
 
 
 @dataclass(frozen=True)
 class Applied:
-    """What a command did: the answer for its caller, and what the history remembers of it."""
+    """What a command did: the answer for its caller, and what the history remembers of it.
 
-    changes: Sequence[Change]
-    answer: dict[str, Any]
+    ``then`` is the move that a command has approved, which is to be made in the same transaction.
+    """
+
+    changes: Sequence[Change] = ()
+    answer: dict[str, Any] | None = None
+    then: Approved | None = None
 
 
-async def apply(connection: AsyncConnection, command: Command) -> Applied:
+async def apply(turn: Turn, command: Command) -> Applied:
     """Applies a command.
 
     Its answer is ``{"version": n, "semantic_version": "x.y.z"}`` for a new version, ``{"version": n, "was": m}`` for an
-    alias that was rolled back, else empty.
+    alias that was rolled back, for requests and decisions that of ``moves``, else none.
 
     Raises:
         NotFound, AlreadyExists, InvalidInput, Conflict: the command does not fit the registry's state.
+        PermissionDenied: the model's policy does not allow it.
+        MetricsNeeded: see ``guard.check_policy``.
     """
-    changes: Sequence[Change] = ()
-    answer: dict[str, Any] = {}
+    await check_policy(turn, command)
     match command:
-        case CreateModel():
-            changes = await _create_model(connection, command)
-        case UpdateModel(name, description):
-            await change_model(connection, name, description=description)
-        case RenameModel(name, new_name):
-            changes = await _rename_model(connection, name, new_name)
-        case DeleteModel(name):
-            statement = delete(registered_model).where(registered_model.c.name == name)
-            await require(connection, statement, model_missing(name))
-            changes = [Change(Subject.MODEL, NAME, name, None)]
-        case SetModelTag(name, key, value):
-            await _set_model_tag(connection, name, key, value)
-        case CreateVersion():
-            answer = await create_version(connection, command)
-            changes = [Change(Subject.STAGE, str(answer["version"]), None, Stage.NONE)]
-        case UpdateVersion(name, version, description):
-            await update_version(connection, name, version, description)
-        case DeleteVersion(name, version):
-            changes = await delete_version(connection, name, version)
-        case SetVersionTag():
-            await set_version_tag(connection, command)
+        case CreateVersion() | UpdateVersion() | DeleteVersion() | SetVersionTag():
+            return await _apply_to_version(turn, command)
+        case RequestMove() | Decide() | WithdrawMove():
+            return await _apply_to_request(turn, command)
         case SetAlias() | DeleteAlias() | RollBackAlias():
-            changes, answer = await change_alias(connection, command)
+            return Applied(*await change_alias(turn.connection, command))
         case SetStage():
-            changes = await set_stage(connection, command)
-    return Applied(changes, answer)
+            return Applied(await set_stage(turn.connection, command))
+        case _:
+            if isinstance(command, DeleteModel):
+                await cancel_moves(turn)
+            return Applied(await apply_to_model(turn.connection, command))
 
 
-async def _create_model(connection: AsyncConnection, command: CreateModel) -> list[Change]:
-    check_model_name(command.name)
-    statement = upsert(registered_model).values(
-        name=command.name,
-        description=command.description,
-        created_at=func.clock_timestamp(),
-        updated_at=func.clock_timestamp(),
-    )
-    added = statement.on_conflict_do_nothing().returning(registered_model.c.name)
-    if (await connection.execute(added)).first() is None:
-        raise AlreadyExists(f"Registered Model (name={command.name}) already exists.")
-    for key, value in command.tags.items():
-        await _set_model_tag(connection, command.name, key, value)
-    return [Change(Subject.MODEL, NAME, None, command.name)]
+async def _apply_to_request(turn: Turn, command: RequestMove | Decide | WithdrawMove) -> Applied:
+    match command:
+        case RequestMove():
+            return Applied((), await request_move(turn, command))
+        case Decide():
+            return Applied((), *await decide(turn, command))
+        case WithdrawMove():
+            await withdraw(turn, command)
+            return Applied()
 
 
-async def _rename_model(connection: AsyncConnection, name: str, new_name: str) -> list[Change]:
-    check_model_name(new_name)
-    taken = select(registered_model.c.name).where(registered_model.c.name == new_name)
-    if (await connection.execute(taken)).first() is not None:
-        raise AlreadyExists(f"Registered Model (name={new_name}) already exists.")
-    await change_model(connection, name, name=new_name)
-    return [Change(Subject.MODEL, NAME, name, new_name)]
-
-
-async def _set_model_tag(connection: AsyncConnection, name: str, key: str, value: str | None) -> None:
-    await require_model(connection, name)
-    if value is None:
-        await connection.execute(
-            delete(registered_model_tag).where(registered_model_tag.c.name == name, registered_model_tag.c.key == key)
-        )
-        return
-    check_key("tag", key)
-    statement = upsert(registered_model_tag).values(name=name, key=key, value=cut_tag(value))
-    await connection.execute(
-        statement.on_conflict_do_update(index_elements=["name", "key"], set_={"value": statement.excluded.value})
-    )
+async def _apply_to_version(
+    turn: Turn, command: CreateVersion | UpdateVersion | DeleteVersion | SetVersionTag
+) -> Applied:
+    match command:
+        case CreateVersion():
+            answer = await create_version(turn.connection, command)
+            return Applied([Change(Subject.STAGE, str(answer["version"]), None, Stage.NONE)], answer)
+        case UpdateVersion(name, version, description):
+            await update_version(turn.connection, name, version, description)
+        case DeleteVersion(name, version):
+            await cancel_moves(turn, version)
+            return Applied(await delete_version(turn.connection, name, version))
+        case SetVersionTag():
+            await set_version_tag(turn.connection, command)
+    return Applied()

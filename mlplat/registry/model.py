@@ -6,8 +6,10 @@ import re
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
 from mlplat.errors import InvalidInput
+from mlplat.registry.history import Subject
 from mlplat.registry.semver import SemanticVersion
 
 MAX_NAME_LENGTH = 250
@@ -212,6 +214,47 @@ class SetStage:
     archive_others: bool = False
 
 
+@dataclass(frozen=True)
+class SetPolicy:
+    """Replaces the model's policy, which is JSON of a ``policy.Policy``; None leaves everything free."""
+
+    name: str
+    policy: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class RequestMove:
+    """Asks for the approvals that moving a version to a stage, or an alias to a version, needs.
+
+    Args:
+        target: the stage, or the alias.
+        archive_others: see ``SetStage``.
+    """
+
+    name: str
+    subject: Subject
+    target: str
+    version: int
+    archive_others: bool = False
+
+
+@dataclass(frozen=True)
+class Decide:
+    """Approves a requested move, or rejects it. The last approval that was missing makes the move."""
+
+    name: str
+    move_id: int
+    approve: bool
+
+
+@dataclass(frozen=True)
+class WithdrawMove:
+    """Takes a request back."""
+
+    name: str
+    move_id: int
+
+
 Command = (
     CreateModel
     | UpdateModel
@@ -226,6 +269,10 @@ Command = (
     | DeleteAlias
     | RollBackAlias
     | SetStage
+    | SetPolicy
+    | RequestMove
+    | Decide
+    | WithdrawMove
 )
 
 

@@ -1,14 +1,15 @@
 """What the registry coordinator does, apart from being an actor: the one writer of the registry.
 
 Each request is one SERIALIZABLE transaction that pins the coordinator's epoch, applies its commands, all or none,
-and appends each to the event log under the caller's request id. A repeated request finds its first answers.
+and appends each to the event log under the caller's request id. A repeated request finds its first answers. What is
+refused changes nothing, and is noted in a transaction of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sqlalchemy import insert, select
@@ -17,15 +18,33 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from mlplat.db.engine import CONNECTION_ERRORS, is_serialization_failure, why_away
-from mlplat.db.lease import LeaseKeeper
-from mlplat.db.tables import registered_model, registry_change, registry_event
-from mlplat.errors import Fenced, InvalidInput, Overloaded, Unavailable
-from mlplat.registry.commands import apply
+from mlplat.db.lease import Lease, LeaseKeeper
+from mlplat.db.tables import registry_change, registry_event
+from mlplat.errors import (
+    Conflict,
+    Fenced,
+    InvalidInput,
+    NotFound,
+    Overloaded,
+    PermissionDenied,
+    PlatformError,
+    Unavailable,
+)
+from mlplat.metrics.curves import Query
+from mlplat.registry.commands import Applied, apply
+from mlplat.registry.gate_metrics import read_last_values
 from mlplat.registry.history import Change
 from mlplat.registry.model import NOBODY, Command, Origin
+from mlplat.registry.policy import Measured
+from mlplat.registry.refusals import note_refusal
+from mlplat.registry.turn import MetricsNeeded, Turn, open_turn
 
 MAX_WAITING = 2_000
 MAX_TRIES = 8
+#: Aliases that gates compare with may move while the metrics of their versions are read.
+MAX_READS = 5
+#: What somebody did who asked for what cannot be. That somebody else was faster to take a name is no such thing.
+_NOTED = (InvalidInput, PermissionDenied, Conflict, NotFound)
 
 
 @dataclass(frozen=True)
@@ -38,9 +57,11 @@ class _Request:
 class RegistryService:
     """One writer. Requests run one after another, in the order of arrival."""
 
-    def __init__(self, engine: AsyncEngine, lease: LeaseKeeper) -> None:
+    def __init__(self, engine: AsyncEngine, lease: LeaseKeeper, query: Query) -> None:
+        """``query`` reads the metric store, for the gates of policies."""
         self._engine = engine
         self._lease = lease
+        self._query = query
         self._turn = asyncio.Lock()
         self._waiting = 0
 
@@ -58,15 +79,15 @@ class RegistryService:
 
         Raises:
             NotFound, AlreadyExists, InvalidInput, Conflict: a command does not fit the registry's state.
+            PermissionDenied: the model's policy does not allow it.
             Overloaded: too many requests are waiting.
-            Unavailable: Postgres is away, or another coordinator took over.
+            Unavailable: Postgres or the metric store is away, or another coordinator took over.
         """
         if self._waiting >= MAX_WAITING:
             raise Overloaded(f"{self._waiting} registry changes are waiting; retry in a second")
         self._waiting += 1
         try:
-            async with self._turn:
-                return await self._with_retries(_Request(request_id, commands, origin))
+            return await self._measure_and_transact(_Request(request_id, commands, origin))
         except Fenced:
             self._lease.lost.set()
             raise
@@ -83,7 +104,30 @@ class RegistryService:
         """Gives the lease back."""
         await self._lease.stop()
 
-    async def _with_retries(self, request: _Request) -> list[dict[str, Any]]:
+    async def _measure_and_transact(self, request: _Request) -> list[dict[str, Any]]:
+        measured: Measured = {}
+        for _read in range(MAX_READS):
+            try:
+                async with self._turn:
+                    return await self._noting_refusals(request, measured)
+            except MetricsNeeded as needed:  # read while others have their turn
+                measured = {**measured, **await read_last_values(self._query, needed.run_ids)}
+        raise Unavailable("the aliases that the policy's gates compare with moved too often meanwhile; retry")
+
+    async def _noting_refusals(self, request: _Request, measured: Measured) -> list[dict[str, Any]]:
+        try:
+            return await self._with_retries(request, measured)
+        except _NOTED as error:
+            await self._note(request, error)
+            raise
+
+    async def _note(self, request: _Request, error: PlatformError) -> None:
+        held = self._lease.current
+        async with self._engine.begin() as connection:
+            await held.check(connection)
+            await note_refusal(connection, request.request_id, request.commands, request.origin, error)
+
+    async def _with_retries(self, request: _Request, measured: Measured) -> list[dict[str, Any]]:
         retries = AsyncRetrying(
             retry=retry_if_exception(lambda error: isinstance(error, DBAPIError) and is_serialization_failure(error)),
             wait=wait_random_exponential(multiplier=0.005, max=0.2),
@@ -92,10 +136,10 @@ class RegistryService:
         )
         async for attempt in retries:
             with attempt:
-                return await self._transact(request)
+                return await self._transact(request, measured)
         raise AssertionError("tenacity re-raises the last error")
 
-    async def _transact(self, request: _Request) -> list[dict[str, Any]]:
+    async def _transact(self, request: _Request, measured: Measured) -> list[dict[str, Any]]:
         held = self._lease.current
         async with self._engine.connect() as plain:
             connection = await plain.execution_options(isolation_level="SERIALIZABLE")
@@ -106,21 +150,27 @@ class RegistryService:
                     return known
                 answers = []
                 for part, command in enumerate(request.commands):
-                    model_id = await _model_id(connection, command.name)
-                    applied = await apply(connection, command)
-                    if model_id is None:
-                        model_id = await _model_id(connection, command.name)
-                    event = _event(request, part, command, applied.answer)
-                    await _record(connection, {**event, "model_id": model_id, "epoch": held.epoch}, applied.changes)
-                    answers.append(applied.answer)
+                    turn = await open_turn(connection, command.name, request.origin, measured)
+                    answers.append(await _execute(turn, held, request.request_id, part, command))
         return answers
+
+
+async def _execute(turn: Turn, held: Lease, request_id: str, part: int, command: Command) -> dict[str, Any]:
+    applied = await apply(turn, command)
+    await _record(turn, held, request_id, part, command, applied)
+    if applied.then is not None:
+        # As if it had been asked for directly: who reads the log need not know of approvals. Before all parts.
+        move = replace(turn, origin=applied.then.origin, approved=True)
+        made = await apply(move, applied.then.command)
+        await _record(move, held, request_id, -1 - part, applied.then.command, made)
+    return applied.answer or {}
 
 
 async def _known_answers(connection: AsyncConnection, request: _Request) -> list[dict[str, Any]] | None:
     """What the request was answered before; None if it is new."""
     query = (
         select(registry_event.c.kind, registry_event.c.command, registry_event.c.answer)
-        .where(registry_event.c.request_id == request.request_id)
+        .where(registry_event.c.request_id == request.request_id, registry_event.c.part >= 0)
         .order_by(registry_event.c.part)
     )
     rows = (await connection.execute(query)).all()
@@ -132,28 +182,20 @@ async def _known_answers(connection: AsyncConnection, request: _Request) -> list
     return [dict(row.answer) for row in rows]
 
 
-async def _model_id(connection: AsyncConnection, name: str) -> int | None:
-    """What stays the same when a model is renamed, and is never used again: None if there is no such model."""
-    query = select(registered_model.c.model_id).where(registered_model.c.name == name)
-    return (await connection.execute(query)).scalar()
+async def _record(turn: Turn, held: Lease, request_id: str, part: int, command: Command, applied: Applied) -> None:
+    model_id = turn.model_id
+    if model_id is None:  # the command has just created it
+        model_id = (await open_turn(turn.connection, command.name, turn.origin, {})).model_id
+    added = insert(registry_event).values(
+        request_id=request_id, part=part, kind=type(command).__name__, name=command.name, model_id=model_id,
+        command=asdict(command), answer=applied.answer or {}, user_id=turn.origin.user_id, reason=turn.origin.reason,
+        epoch=held.epoch,
+    )  # fmt: skip
+    event_id = (await turn.connection.execute(added.returning(registry_event.c.event_id))).scalar_one()
+    if applied.changes:
+        rows = [_changed(event_id, model_id, change) for change in applied.changes]
+        await turn.connection.execute(insert(registry_change), rows)
 
 
-async def _record(connection: AsyncConnection, event: dict[str, Any], changes: Sequence[Change]) -> None:
-    added = insert(registry_event).values(**event).returning(registry_event.c.event_id)
-    event_id = (await connection.execute(added)).scalar_one()
-    if changes:
-        rows = [{"event_id": event_id, "model_id": event["model_id"], **asdict(change)} for change in changes]
-        await connection.execute(insert(registry_change), rows)
-
-
-def _event(request: _Request, part: int, command: Command, answer: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "request_id": request.request_id,
-        "part": part,
-        "kind": type(command).__name__,
-        "name": command.name,
-        "command": asdict(command),
-        "answer": answer,
-        "user_id": request.origin.user_id,
-        "reason": request.origin.reason,
-    }
+def _changed(event_id: int, model_id: int | None, change: Change) -> dict[str, Any]:
+    return {"event_id": event_id, "model_id": model_id, **asdict(change)}

@@ -93,6 +93,7 @@ async def _facts(connection: AsyncConnection, command: CreateVersion) -> Facts:
         # Jobs run in a folder of their own.
         posixpath.basename(tags[SOURCE_TAG].replace("\\", "/")) if SOURCE_TAG in tags else None,
         data or None,
+        run_id,
     )
 
 

@@ -11,7 +11,6 @@ from alembic.migration import MigrationContext
 from sqlalchemy import inspect, text
 
 from mlplat.db.engine import open_engine, open_sync_engine
-from mlplat.db.lease import LeaseKeeper
 from mlplat.db.migrate import head_revision, migrate
 from mlplat.db.tables import metadata
 from mlplat.errors import BringUpError
@@ -21,9 +20,9 @@ from mlplat.metrics.record import unpack
 from mlplat.registry.history_store import RegistryHistory
 from mlplat.registry.model import CreateVersion
 from mlplat.registry.semver import EVERY
-from mlplat.registry.service import RegistryService
 from mlplat.registry.store import RegistryStore
 from tests.databases import Databases
+from tests.registry import registry_service
 
 
 def _run(url: str, *statements: str) -> list[tuple[object, ...]]:
@@ -149,7 +148,7 @@ async def test_versions_of_older_schemas_get_semantic_versions_in_their_order(em
     )
     migrate(empty_database_url)
     engine = open_engine(empty_database_url, "tests", pool_size=2)
-    service = RegistryService(engine, LeaseKeeper(engine, "registry", "holder", 60.0))
+    service = registry_service(engine)
     try:
         await service.start()
         for name, semantic in (("m", "1.0.3"), ("none", "1.0.0")):

@@ -12,7 +12,6 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from mlplat.db.lease import LeaseKeeper
 from mlplat.db.tables import registry_event
 from mlplat.errors import AlreadyExists, Fenced, InvalidInput, NotFound
 from mlplat.registry.model import (
@@ -31,6 +30,7 @@ from mlplat.registry.model import (
 )
 from mlplat.registry.service import RegistryService
 from mlplat.registry.store import RegistryStore
+from tests.registry import registry_service
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Registry:
 
 
 async def _service(engine: AsyncEngine) -> RegistryService:
-    service = RegistryService(engine, LeaseKeeper(engine, "registry", "holder", 60.0))
+    service = registry_service(engine)
     await service.start()
     return service
 

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from mlplat.db.lease import LeaseKeeper
 from mlplat.errors import Conflict, InvalidInput, NotFound, PlatformError
 from mlplat.registry.history import Subject
 from mlplat.registry.history_store import RegistryHistory
@@ -36,6 +35,7 @@ from mlplat.registry.model import (
 )
 from mlplat.registry.service import RegistryService
 from mlplat.registry.store import RegistryStore
+from tests.registry import registry_service
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Registry:
 
 @pytest.fixture
 async def registry(engine: AsyncEngine) -> AsyncIterator[Registry]:
-    service = RegistryService(engine, LeaseKeeper(engine, "registry", "holder", 600.0))
+    service = registry_service(engine)
     await service.start()
     yield Registry(engine, service, RegistryStore(engine), RegistryHistory(engine))
     await service.stop()

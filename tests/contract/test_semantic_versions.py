@@ -13,13 +13,13 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from mlplat.db.lease import LeaseKeeper
 from mlplat.errors import AlreadyExists, InvalidInput, NotFound
 from mlplat.registry.model import CreateModel, CreateVersion, DeleteVersion, RenameModel
 from mlplat.registry.semver import EVERY, parse_range, parse_semantic_version
 from mlplat.registry.service import RegistryService
 from mlplat.registry.store import RegistryStore
 from mlplat.tracking.experiments import ExperimentStore
+from tests.registry import registry_service
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Model:
 
 @pytest.fixture
 async def model(engine: AsyncEngine) -> AsyncIterator[Model]:
-    service = RegistryService(engine, LeaseKeeper(engine, "registry", "holder", 60.0))
+    service = registry_service(engine)
     await service.start()
     await service.execute("create", [CreateModel("m")])
     await ExperimentStore(engine, "mlflow-artifacts:").create("e", None, {})

@@ -13,7 +13,6 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from mlplat.db.lease import LeaseKeeper
 from mlplat.errors import Fenced, InvalidInput, NotFound, Overloaded, PermissionDenied
 from mlplat.pipelines.automation import events, service
 from mlplat.pipelines.automation.firings import FiringState
@@ -29,6 +28,7 @@ from mlplat.registry.service import RegistryService
 from mlplat.tracking.experiments import ExperimentStore
 from mlplat.tracking.runs import RunStore
 from tests.contract.automation import Leader, Scene, definition
+from tests.registry import registry_service
 
 NOW = datetime(2026, 1, 5, 9, tzinfo=UTC)
 BEARER = {"authorization": "Bearer 0123456789abcdef"}
@@ -43,7 +43,7 @@ async def scene(engine: AsyncEngine) -> AsyncIterator[Scene]:
 
 @pytest.fixture
 async def registry(engine: AsyncEngine) -> AsyncIterator[RegistryService]:
-    registry = RegistryService(engine, LeaseKeeper(engine, "registry", "me", 600))
+    registry = registry_service(engine)
     await registry.start()
     yield registry
     await registry.stop()

@@ -134,7 +134,8 @@ async def open_stack(databases: Databases, folder: Path) -> AsyncIterator[Stack]
     """An app on a database of its own, with its artifacts in ``folder``."""
     async with databases.open(pool_size=12) as engine:
         metrics = new_service(engine, unique("http"), ttl_s=TTL_S)
-        registry = RegistryService(engine, LeaseKeeper(engine, "registry", "holder", TTL_S))
+        port = Metrics(metrics)
+        registry = RegistryService(engine, LeaseKeeper(engine, "registry", "holder", TTL_S), port.query)
         executor, actors = Executor(), Actors()
         leader = LeaseKeeper(engine, "scheduler", "holder", TTL_S)
         scheduler = SchedulerService(engine, leader, [executor], Imports(), max_active_runs=10_000)
@@ -142,7 +143,7 @@ async def open_stack(databases: Databases, folder: Path) -> AsyncIterator[Stack]
         await experiments.ensure_default()
         for service in (metrics, registry, scheduler):
             await service.start()
-        port, artifacts = Metrics(metrics), ArtifactStore(f"file://{folder}")
+        artifacts = ArtifactStore(f"file://{folder}")
         services = Services(
             experiments=experiments,
             runs=RunStore(engine),
