@@ -18,6 +18,7 @@ from mlplat.http.services import Services
 from mlplat.pipelines.automation.store import AutomationStore
 from mlplat.pipelines.store import PipelineStore
 from mlplat.registry.history_store import RegistryHistory
+from mlplat.registry.move_store import MoveStore
 from mlplat.registry.store import RegistryStore
 from mlplat.runtime import GATEWAY_DEPLOYMENT
 from mlplat.settings import PlatformConfig
@@ -49,6 +50,7 @@ def gateway(config: PlatformConfig, replicas: int = 1) -> Any:
             metrics=metrics,
             registry=RegistryStore(engine),
             registry_history=RegistryHistory(engine),
+            moves=MoveStore(engine),
             registry_writer=RegistryClient(),
             pipelines=PipelineStore(engine),
             automation=AutomationStore(engine),

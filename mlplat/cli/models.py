@@ -17,21 +17,21 @@ from mlplat.sdk.client import client_for, default_url
 
 models = typer.Typer(no_args_is_help=True, help="Registered models: aliases, stages, and their history.")
 console = Console(highlight=False, soft_wrap=True)
-_Name = Annotated[str, typer.Argument(help="The registered model.")]
+Name = Annotated[str, typer.Argument(help="The registered model.")]
 _Alias = Annotated[str, typer.Argument(help="An alias, such as champion.")]
-_Reason = Annotated[str, typer.Option(help="Stays in the history.")]
+Reason = Annotated[str, typer.Option(help="Stays in the history.")]
 
 
 @models.command("show")
 def show(
-    name: _Name,
+    name: Name,
     at: Annotated[
         str | None,
         typer.Option(help="As it was then, such as 2026-01-31T12:00; without a zone in this machine's time."),
     ] = None,
 ) -> None:
     """Show the aliases and stages of a model, now or at an earlier time."""
-    found = client_for(default_url()).get(f"{_url(name)}/at", time=None if at is None else _moment(at).isoformat())
+    found = client_for(default_url()).get(f"{model_url(name)}/at", time=None if at is None else _moment(at).isoformat())
     table = plain_table("version", "stage", "aliases")
     for version, stage in sorted(found["stages"].items(), key=lambda entry: -int(entry[0])):
         aliases = [alias for alias, pointed in found["aliases"].items() if pointed == int(version)]
@@ -41,13 +41,13 @@ def show(
 
 @models.command("versions")
 def versions(
-    name: _Name,
+    name: Name,
     spec: Annotated[str, typer.Argument(help="A range, such as ^1.2, ~1.2.3 or 1.x.")] = "*",
     limit: Annotated[int, typer.Option(min=1, max=1_000)] = 50,
 ) -> None:
     """Show versions with their semantic versions, the highest first, and why each has the one it has."""
     table = plain_table("semantic", "version", "stage", "aliases", "created", "because")
-    for item in client_for(default_url()).get(f"{_url(name)}/versions", range=spec, limit=limit):
+    for item in client_for(default_url()).get(f"{model_url(name)}/versions", range=spec, limit=limit):
         because = f"{item['bump']}: {item['bump_reason']}" if item["bump"] else item["bump_reason"]
         table.add_row(
             item["semantic_version"], str(item["version"]), item["stage"], ", ".join(item["aliases"]),
@@ -58,48 +58,48 @@ def versions(
 
 @models.command("alias")
 def set_alias(
-    name: _Name,
+    name: Name,
     alias: _Alias,
     version: Annotated[int | None, typer.Argument(help="The version that it is to point at.", min=1)] = None,
     delete: Annotated[bool, typer.Option("--delete", help="Delete it.")] = False,
     expect: Annotated[
         int | None, typer.Option(min=0, help="Only if it points at this version now; 0: only if it is not set.")
     ] = None,
-    reason: _Reason = "",
+    reason: Reason = "",
 ) -> None:
     """Point an alias at a version, or delete it."""
     if (version is None) != delete:
         raise InvalidInput("give a version, or --delete")
     move = {"alias": alias, "version": version, "expected_version": expect}
-    client_for(default_url()).post(f"{_url(name)}/aliases", {"moves": [move], **_origin(reason)})
+    client_for(default_url()).post(f"{model_url(name)}/aliases", {"moves": [move], **origin(reason)})
     console.print(f"{name}: {alias} {'is deleted' if delete else f'→ version {version}'}", markup=False)
 
 
 @models.command("rollback")
-def roll_back(name: _Name, alias: _Alias, reason: _Reason = "") -> None:
+def roll_back(name: Name, alias: _Alias, reason: Reason = "") -> None:
     """Point an alias at what it pointed at before its last change."""
-    url = f"{_url(name)}/aliases/{quote(alias, safe='')}/rollback"
-    done = client_for(default_url()).post(url, _origin(reason))
+    url = f"{model_url(name)}/aliases/{quote(alias, safe='')}/rollback"
+    done = client_for(default_url()).post(url, origin(reason))
     console.print(f"{name}: {alias} → version {done['version']} (was {done['was']})", markup=False)
 
 
 @models.command("stage")
 def set_stage(
-    name: _Name,
+    name: Name,
     version: Annotated[int, typer.Argument(min=1)],
     stage: Annotated[str, typer.Argument(help="None, Staging, Production or Archived.")],
     archive_others: Annotated[bool, typer.Option("--archive-others", help="Archive versions that are there.")] = False,
-    reason: _Reason = "",
+    reason: Reason = "",
 ) -> None:
     """Move a version to a stage."""
-    body = {"stage": parse_stage(stage).value, "archive_others": archive_others, **_origin(reason)}
-    done = client_for(default_url()).post(f"{_url(name)}/versions/{version}/stage", body)
+    body = {"stage": parse_stage(stage).value, "archive_others": archive_others, **origin(reason)}
+    done = client_for(default_url()).post(f"{model_url(name)}/versions/{version}/stage", body)
     console.print(f"{name}: version {version} → {done['stage']}", markup=False)
 
 
 @models.command("history")
 def history(
-    name: _Name,
+    name: Name,
     alias: Annotated[str | None, typer.Option(help="Only of this alias.")] = None,
     version: Annotated[int | None, typer.Option(help="Only the stages of this version.", min=1)] = None,
     limit: Annotated[int, typer.Option(min=1, max=1_000)] = 50,
@@ -113,7 +113,7 @@ def history(
     if version is not None:
         query |= {"subject": "stage", "key": version}
     table = plain_table("when", "what", "before", "after", "by", "reason")
-    for item in client_for(default_url()).get(f"{_url(name)}/history", **query):
+    for item in client_for(default_url()).get(f"{model_url(name)}/history", **query):
         what = {"alias": f"alias {item['key']}", "stage": f"version {item['key']}"}.get(item["subject"], item["key"])
         before, after = (item[side] or "-" for side in ("before", "after"))
         table.add_row(item["at"][:19].replace("T", " "), what, before, after, item["by"], item["reason"])
@@ -127,9 +127,11 @@ def _moment(text: str) -> datetime:
         raise InvalidInput(f"--at {text}: expected a time such as 2026-01-31T12:00") from error
 
 
-def _url(name: str) -> str:
+def model_url(name: str) -> str:
+    """Where the API has a model."""
     return f"/api/v1/models/{quote(name, safe='')}"
 
 
-def _origin(reason: str) -> dict[str, str]:
+def origin(reason: str) -> dict[str, str]:
+    """Who asks for a change, and why, as the API takes it."""
     return {"by": getpass.getuser(), "reason": reason}

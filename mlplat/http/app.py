@@ -30,6 +30,7 @@ from mlplat.http.mlflow import (
 )
 from mlplat.http.mlflow.endpoint import install
 from mlplat.http.routes import (
+    approvals,
     console,
     curves,
     heartbeats,
@@ -144,6 +145,7 @@ def create_app(services: Services, version: str) -> FastAPI:
     app.include_router(lifecycle.router(services))
     app.include_router(imports.router(services))
     app.include_router(models.router(services))
+    app.include_router(approvals.router(services))
     app.include_router(schedules.router(services))
     app.include_router(triggers.router(services))
     app.add_middleware(LocalOnly)

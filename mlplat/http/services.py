@@ -15,6 +15,7 @@ from mlplat.pipelines.model import Submission
 from mlplat.pipelines.store import PipelineStore
 from mlplat.registry.history_store import RegistryHistory
 from mlplat.registry.model import NOBODY, Command, Origin
+from mlplat.registry.move_store import MoveStore
 from mlplat.registry.store import RegistryStore
 from mlplat.tracking.datasets import DatasetStore
 from mlplat.tracking.experiments import ExperimentStore
@@ -92,6 +93,7 @@ class Services:
     metrics: MetricsPort
     registry: RegistryStore
     registry_history: RegistryHistory
+    moves: MoveStore
     registry_writer: RegistryPort
     pipelines: PipelineStore
     automation: AutomationStore

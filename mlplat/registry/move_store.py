@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, Select, and_, case, func, or_, select
+from sqlalchemy import ColumnElement, Row, Select, and_, case, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mlplat.db.tables import move_decision, move_request, registered_model, registry_refusal
@@ -103,20 +103,24 @@ class MoveStore:
         return found[0]
 
     async def search_moves(
-        self, name: str | None, state: MoveState | None, limit: int, before: int | None = None
-    ) -> list[Move]:
+        self, name: str | None, state: MoveState | None, limit: int, before: int | None = None,
+        decider: str | None = None,
+    ) -> list[Move]:  # fmt: skip
         """Requests of a model, or of all that there are, newest first.
 
         Args:
             before: only those with a lower number.
+            decider: only open ones that wait for this user's word.
         """
         query = _MOVES.order_by(move_request.c.move_id.desc()).limit(limit)
         if name is not None:
             query = query.where(registered_model.c.name == name)
         if state is not None:
-            query = query.where(state == _STATE)
+            query = query.where(_state_now() == state.value)
         if before is not None:
             query = query.where(move_request.c.move_id < before)
+        if decider is not None:
+            query = query.where(_state_now() == MoveState.OPEN.value, *_waits_for(decider))
         async with self._engine.connect() as connection:
             return await _load(connection, query)
 
@@ -139,16 +143,27 @@ class MoveStore:
             ]  # fmt: skip
 
 
-_STATE = case(
-    (
-        and_(move_request.c.state == MoveState.OPEN, move_request.c.expires_at <= func.clock_timestamp()),
-        MoveState.EXPIRED.value,
-    ),
-    else_=move_request.c.state,
-)
-_MOVES = select(move_request, _STATE.label("state_now"), registered_model.c.name, registered_model.c.policy).join(
+def _state_now() -> ColumnElement[str]:
+    expired = and_(move_request.c.state == MoveState.OPEN, move_request.c.expires_at <= func.clock_timestamp())
+    return case((expired, MoveState.EXPIRED.value), else_=move_request.c.state)
+
+
+_MOVES = select(move_request, _state_now().label("state_now"), registered_model.c.name, registered_model.c.policy).join(
     registered_model, registered_model.c.model_id == move_request.c.model_id
 )
+
+
+def _waits_for(user: str) -> tuple[ColumnElement[bool], ...]:
+    """By the policy as it is now: the user has the role, did not ask for the move, and has not decided yet."""
+    policy = registered_model.c.policy
+    rules = case((move_request.c.subject == Subject.STAGE, policy["stages"]), else_=policy["aliases"])
+    role = rules.op("->")(move_request.c.target).op("->>")("role")
+    decided = select(move_decision.c.move_id).where(move_decision.c.user_id == user)
+    return (
+        policy["roles"].op("->")(role).op("?", is_comparison=True)(user),
+        func.lower(move_request.c.user_id) != user.lower(),
+        move_request.c.move_id.not_in(decided),
+    )
 
 
 async def _load(connection: AsyncConnection, query: Select[Any]) -> list[Move]:

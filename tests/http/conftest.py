@@ -33,6 +33,7 @@ from mlplat.pipelines.model import Assignment
 from mlplat.pipelines.scheduling import SchedulerService
 from mlplat.pipelines.store import PipelineStore
 from mlplat.registry.history_store import RegistryHistory
+from mlplat.registry.move_store import MoveStore
 from mlplat.registry.service import RegistryService
 from mlplat.registry.store import RegistryStore
 from mlplat.sdk.process import this_process
@@ -154,6 +155,7 @@ async def open_stack(databases: Databases, folder: Path) -> AsyncIterator[Stack]
             metrics=port,
             registry=RegistryStore(engine),
             registry_history=RegistryHistory(engine),
+            moves=MoveStore(engine),
             registry_writer=registry,
             pipelines=PipelineStore(engine),
             automation=AutomationStore(engine),

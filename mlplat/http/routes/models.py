@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -154,12 +155,16 @@ class MomentAnswer(AliasesAnswer):
     stages: dict[int, Stage]
 
 
+async def execute(
+    services: Services, key: str | None, commands: Sequence[Command], origin: Origin
+) -> list[dict[str, Any]]:
+    """One request of the registry's writer; see ``RegistryService.execute``."""
+    return await services.registry_writer.execute(key or uuid.uuid4().hex, commands, origin)
+
+
 def router(services: Services) -> APIRouter:
     """Registered models, by name."""
     api = APIRouter(prefix="/api/v1/models", tags=["models"])
-
-    async def execute(key: str | None, commands: list[Command], origin: Origin) -> list[dict[str, Any]]:
-        return await services.registry_writer.execute(key or uuid.uuid4().hex, commands, origin)
 
     @api.get("/{name}/aliases")
     async def aliases(name: Name) -> AliasesAnswer:
@@ -171,7 +176,7 @@ def router(services: Services) -> APIRouter:
         """Moves aliases, all or none. A swap moves two that expect one another's versions."""
         if len({item.alias for item in request.moves}) < len(request.moves):
             raise InvalidInput("moves: an alias can move only once in a request")
-        await execute(idempotency_key, [item.command(name) for item in request.moves], request.origin)
+        await execute(services, idempotency_key, [item.command(name) for item in request.moves], request.origin)
         return await aliases(name)
 
     @api.post("/{name}/aliases/{alias}/rollback")
@@ -180,7 +185,7 @@ def router(services: Services) -> APIRouter:
     ) -> RollbackAnswer:
         """Points an alias at what it pointed at before its last change; a second one undoes the first."""
         origin = request.origin if request.reason else Origin(request.by, "rollback")
-        [answer] = await execute(idempotency_key, [RollBackAlias(name, alias)], origin)
+        [answer] = await execute(services, idempotency_key, [RollBackAlias(name, alias)], origin)
         return RollbackAnswer(name=name, alias=alias, **answer)
 
     @api.get("/{name}/versions")
@@ -212,7 +217,7 @@ def router(services: Services) -> APIRouter:
     ) -> StageAnswer:
         """Moves a version to a stage."""
         command = SetStage(name, version, request.stage, request.archive_others)
-        await execute(idempotency_key, [command], request.origin)
+        await execute(services, idempotency_key, [command], request.origin)
         return StageAnswer(name=name, version=version, stage=request.stage)
 
     @api.get("/{name}/history")
