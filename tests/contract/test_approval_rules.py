@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from hypothesis import HealthCheck, settings
@@ -202,13 +201,13 @@ class People(RuleBasedStateMachine):
         super().__init__()
         self.runner = asyncio.Runner()
         self.name = f"m{uuid.uuid4().hex[:8]}"
-        self.rules = Rules()
+        self.expected = Rules()
         self.engine, self.service = self.runner.run(self._open())
         self.store, self.moves = RegistryStore(self.engine), MoveStore(self.engine)
         assert self.send("kim", CreateModel(self.name)) is not None
         for version in (1, 2, 3):
             assert self.send("", self._version(card=version > 1)) is not None
-            self.rules.stages[version], self.rules.cards[version] = Stage.NONE, version > 1
+            self.expected.stages[version], self.expected.cards[version] = Stage.NONE, version > 1
         assert self.send("kim", SetPolicy(self.name, POLICY)) is not None
 
     def _version(self, card: bool) -> CreateVersion:
@@ -235,24 +234,24 @@ class People(RuleBasedStateMachine):
 
     @rule(user=USERS, version=VERSIONS, stage=st.sampled_from(Stage), archive=st.booleans())
     def set_stage(self, user: str, version: int, stage: Stage, archive: bool) -> None:
-        allowed = self.rules.set_stage(user, version, stage, archive)
+        allowed = self.expected.set_stage(user, version, stage, archive)
         self.agree(allowed, user, SetStage(self.name, version, stage, archive))
 
     @rule(user=USERS, alias=ALIASES, version=VERSIONS)
     def set_alias(self, user: str, alias: str, version: int) -> None:
-        self.agree(self.rules.set_alias(user, alias, version), user, SetAlias(self.name, alias, version))
+        self.agree(self.expected.set_alias(user, alias, version), user, SetAlias(self.name, alias, version))
 
     @rule(user=USERS, alias=ALIASES)
     def delete_alias(self, user: str, alias: str) -> None:
-        self.agree(self.rules.delete_alias(user, alias), user, DeleteAlias(self.name, alias))
+        self.agree(self.expected.delete_alias(user, alias), user, DeleteAlias(self.name, alias))
 
     @rule(user=USERS, alias=ALIASES)
     def roll_back(self, user: str, alias: str) -> None:
-        self.agree(self.rules.roll_back(user, alias), user, RollBackAlias(self.name, alias))
+        self.agree(self.expected.roll_back(user, alias), user, RollBackAlias(self.name, alias))
 
     @rule(user=USERS, version=VERSIONS)
     def delete_version(self, user: str, version: int) -> None:
-        self.agree(self.rules.delete_version(version), user, DeleteVersion(self.name, version))
+        self.agree(self.expected.delete_version(version), user, DeleteVersion(self.name, version))
 
     @rule(user=st.sampled_from([*LEADS, "zoe", ""]))
     def change_the_policy_without_being_allowed_to(self, user: str) -> None:
@@ -261,11 +260,11 @@ class People(RuleBasedStateMachine):
     @rule(user=USERS, version=VERSIONS, where=TARGETS, archive=st.booleans())
     def request(self, user: str, version: int, where: str, archive: bool) -> None:
         subject = Subject.STAGE if where == "Production" else Subject.ALIAS
-        asked = self.rules.request(user, where, version, archive)
+        asked = self.expected.request(user, where, version, archive)
         answer = self.send(user, RequestMove(self.name, subject, where, version, archive), "please")
         assert (answer is not None) == (asked is not None), (user, version, where, archive)
         if asked is not None and answer is not None:
-            self.rules.asked[int(str(answer["move_id"]))] = asked
+            self.expected.asked[int(str(answer["move_id"]))] = asked
 
     @rule(
         version=st.sampled_from([2, 3]),
@@ -278,9 +277,9 @@ class People(RuleBasedStateMachine):
         by, first, last = users
         if where == "Production":
             self.set_stage(by, version, Stage.STAGING, archive=False)
-        before = set(self.rules.asked)
+        before = set(self.expected.asked)
         self.request(by, version, where, archive=False)
-        for number in set(self.rules.asked) - before:
+        for number in set(self.expected.asked) - before:
             if meanwhile == "self":
                 self.approve(by, number)
             self.approve(first, number)
@@ -294,37 +293,37 @@ class People(RuleBasedStateMachine):
 
     def approve(self, user: str, number: int) -> None:
         """Says yes, if that is allowed."""
-        self.agree(self.rules.decide(user, number, True, ""), user, Decide(self.name, number, True))
+        self.agree(self.expected.decide(user, number, True, ""), user, Decide(self.name, number, True))
 
     @rule(versions=st.permutations([1, 2, 3]), users=st.permutations(LEADS))
     def ask_for_two_and_approve_both(self, versions: list[int], users: list[str]) -> None:
         """The second one was asked for when the alias was elsewhere."""
-        before = set(self.rules.asked)
+        before = set(self.expected.asked)
         for version in versions[:2]:
             self.request(users[0], version, "champion", archive=False)
-        for number in sorted(set(self.rules.asked) - before):
+        for number in sorted(set(self.expected.asked) - before):
             self.approve(users[1], number)
 
-    @precondition(lambda self: self.rules.asked)
+    @precondition(lambda self: self.expected.asked)
     @rule(data=st.data(), user=USERS, approve=st.booleans(), reason=st.sampled_from(["", "no"]))
     def decide(self, data: st.DataObject, user: str, approve: bool, reason: str) -> None:
-        number = data.draw(st.sampled_from(sorted(self.rules.asked)))
-        allowed = self.rules.decide(user, number, approve, reason)
+        number = data.draw(st.sampled_from(sorted(self.expected.asked)))
+        allowed = self.expected.decide(user, number, approve, reason)
         self.agree(allowed, user, Decide(self.name, number, approve), reason)
 
-    @precondition(lambda self: self.rules.asked)
+    @precondition(lambda self: self.expected.asked)
     @rule(data=st.data(), user=USERS)
     def withdraw(self, data: st.DataObject, user: str) -> None:
-        number = data.draw(st.sampled_from(sorted(self.rules.asked)))
-        self.agree(self.rules.withdraw(user, number), user, WithdrawMove(self.name, number))
+        number = data.draw(st.sampled_from(sorted(self.expected.asked)))
+        self.agree(self.expected.withdraw(user, number), user, WithdrawMove(self.name, number))
 
-    @precondition(lambda self: self.rules.asked)
+    @precondition(lambda self: self.expected.asked)
     @rule(data=st.data())
     def expire(self, data: st.DataObject) -> None:
-        number = data.draw(st.sampled_from(sorted(self.rules.asked)))
+        number = data.draw(st.sampled_from(sorted(self.expected.asked)))
         self.runner.run(self._expire(number))
-        if self.rules.asked[number].state == "OPEN":
-            self.rules.asked[number].state = "EXPIRED"
+        if self.expected.asked[number].state == "OPEN":
+            self.expected.asked[number].state = "EXPIRED"
 
     async def _expire(self, number: int) -> None:
         async with self.engine.begin() as connection:
@@ -335,9 +334,9 @@ class People(RuleBasedStateMachine):
     @invariant()
     def the_registry_is_what_the_rules_say(self) -> None:
         stages, aliases, states = self.runner.run(self._look())
-        assert stages == self.rules.stages
-        assert aliases == self.rules.aliases
-        assert states == {number: asked.state for number, asked in self.rules.asked.items()}
+        assert stages == self.expected.stages
+        assert aliases == self.expected.aliases
+        assert states == {number: asked.state for number, asked in self.expected.asked.items()}
 
     async def _look(self) -> tuple[dict[int, Stage], dict[str, int], dict[int, str]]:
         versions = await self.store.search_versions(self.name, None, 100, 0)
@@ -355,7 +354,7 @@ class People(RuleBasedStateMachine):
 
 
 def test_the_registry_keeps_to_the_rules_whatever_people_do(database_url: str) -> None:
-    machine: Callable[[], RuleBasedStateMachine] = type("Here", (People,), {"database_url": database_url})
+    machine = type("Here", (People,), {"database_url": database_url})
     run_state_machine_as_test(
         machine,
         settings=settings(
