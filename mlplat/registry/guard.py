@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+from urllib.parse import quote
+
 from sqlalchemy import select
 
 from mlplat.db.tables import model_alias, model_version
@@ -93,10 +96,10 @@ async def _check_move(turn: Turn, name: str, subject: Subject, target: str, vers
     candidate = await _candidate(turn, name, version)
     if not turn.approved:
         if rule.approvals:
-            option = f"--{subject} {target}"
+            command = f"mlplat models request {shlex.quote(name)} {version} --{subject} {target}"
             raise PermissionDenied(
                 f"{subject} {target} of {name} needs {rule.approvals} approval(s) by {rule.role}: ask for them with "
-                f"`mlplat models request {name} {version} {option}` or POST /api/v1/models/{name}/requests"
+                f"`{command}` or POST /api/v1/models/{quote(name, safe='')}/requests"
             )
         _require_keeper(turn, rule, f"{subject} {target} of {name}")
     compared = {}

@@ -249,21 +249,31 @@ async def test_what_the_documentation_shows_works(
 ) -> None:
     text = (ROOT / "docs" / "registry.md").read_text()
     blocks = [block.replace("2026-11-24", "2126-11-24") for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)]
+    [policy] = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "policy.yaml").write_text(policy)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLPLAT_URL", server_url)
     client = Client(server_url)
 
     def use() -> None:
         client.post("/api/2.0/mlflow/registered-models/create", {"name": "digits"})
         for _ in range(2):
-            client.post("/api/2.0/mlflow/model-versions/create", {"name": "digits", "source": "s3://b/m"})
+            body = {"name": "digits", "source": "s3://b/m", "description": "a card"}
+            client.post("/api/2.0/mlflow/model-versions/create", body)
         for block in blocks:
             if block.startswith("curl -X POST"):
                 _curl(block, tmp_path)
                 continue
+            number = "1"
             for line in block.splitlines():
                 if line.startswith("mlplat"):
-                    result = CliRunner().invoke(app, shlex.split(line)[1:])
+                    command, _comment, user = line.partition("  # ")
+                    command = command.replace("approve digits 1", f"approve digits {number}")
+                    with monkeypatch.context() as patch:
+                        patch.setenv("LOGNAME", user.strip() or "ann")
+                        result = CliRunner().invoke(app, shlex.split(command)[1:])
                     assert result.exception is None, (line, result.exception)
+                    number = (re.findall(r"^request (\d+)", result.output) or [number])[0]
                 else:
                     _curl(line, tmp_path)
 
@@ -273,6 +283,10 @@ async def test_what_the_documentation_shows_works(
         ("champion", None, "1"), ("champion", "1", "2"), ("champion", "2", "1"), ("previous", None, "1"),
         ("champion", "1", "2"),
     ]  # fmt: skip
+    told = client.get("/api/v1/models/digits/history", subject="stage", key=1)
+    assert told[0]["after"] == "Production"
+    assert told[0]["by"] == "ann"
+    assert "approved by bob, eve" in told[0]["reason"]
 
 
 def _curl(command: str, folder: Path) -> None:
