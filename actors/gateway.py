@@ -15,6 +15,9 @@ from mlplat.artifacts.store import ArtifactStore
 from mlplat.db.engine import open_engine
 from mlplat.http.app import create_app
 from mlplat.http.services import Services
+from mlplat.lineage.keeper import LineageKeeper
+from mlplat.lineage.records import RunRecords
+from mlplat.lineage.store import LineageStore
 from mlplat.pipelines.automation.store import AutomationStore
 from mlplat.pipelines.store import PipelineStore
 from mlplat.registry.history_store import RegistryHistory
@@ -40,13 +43,15 @@ def gateway(config: PlatformConfig, replicas: int = 1) -> Any:
     def build() -> FastAPI:
         engine = open_engine(config.postgres_url, "gateway", POOL_SIZE)
         metrics, artifacts = MetricShardClient(), ArtifactStore(config.artifacts_url)
+        records = RunRecords(engine, artifacts, metrics.query)
         services = Services(
             experiments=ExperimentStore(engine, ARTIFACT_ROOT),
             runs=RunStore(engine),
             heartbeats=HeartbeatStore(engine),
             datasets=DatasetStore(engine),
             logged_models=LoggedModelStore(engine),
-            lifecycle=Lifecycle.build(engine, artifacts, metrics, ARTIFACT_ROOT),
+            lifecycle=Lifecycle.build(engine, artifacts, metrics, LineageKeeper(records), ARTIFACT_ROOT),
+            lineage=LineageStore(records),
             metrics=metrics,
             registry=RegistryStore(engine),
             registry_history=RegistryHistory(engine),

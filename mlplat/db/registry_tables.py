@@ -76,6 +76,10 @@ model_version = Table(
     _time("created_at"),
     _time("updated_at"),
     Index(None, "run_id"),
+    # What was made of a logged model, or of another version.
+    Index("ix_model_version_source", "source", postgresql_where=text("source LIKE 'models:/%'")),
+    # Versions whose run only their source tells.
+    Index("ix_model_version_facts_run", text("(facts ->> 'run_id')"), postgresql_where=text("run_id IS NULL")),
     UniqueConstraint("name", "semantic"),
     # The newest version of each stage.
     Index(None, "name", "stage", "version"),

@@ -24,6 +24,8 @@ from sqlalchemy.dialects.postgresql import DOUBLE_PRECISION, JSON, JSONB
 from mlplat.db.approval_tables import move_decision as move_decision
 from mlplat.db.approval_tables import move_request as move_request
 from mlplat.db.approval_tables import registry_refusal as registry_refusal
+from mlplat.db.lineage_tables import lineage_edge as lineage_edge
+from mlplat.db.lineage_tables import lineage_run as lineage_run
 from mlplat.db.metadata import metadata as metadata
 from mlplat.db.metadata import time_column as _time
 from mlplat.db.registry_tables import model_alias as model_alias
@@ -144,6 +146,10 @@ run_tag = Table(
     Column("key", Text, primary_key=True),
     Column("value", Text, nullable=False),
     *_value_indexes("run_tag", "run_id"),
+    # The runs of a pipeline run.
+    Index("ix_run_tag_pipeline_run", "value", "run_id", postgresql_where=text("key = 'mlplat.pipelineRun'")),
+    # The runs within a run.
+    Index("ix_run_tag_parent", "value", "run_id", postgresql_where=text("key = 'mlflow.parentRunId'")),
 )
 
 # -- datasets and logged models ----------------------------------------------------------------
@@ -160,6 +166,7 @@ dataset = Table(
     Column("schema", Text, nullable=True),
     Column("profile", Text, nullable=True),
     UniqueConstraint("experiment_id", "name", "digest"),
+    Index(None, "digest", "name"),
 )
 
 run_input = Table(
@@ -363,6 +370,7 @@ step_run = Table(
     _time("queued_at", nullable=True),
     _time("started_at", nullable=True),
     _time("finished_at", nullable=True),
+    Index("ix_step_run_reused", "reused_from", postgresql_where=text("reused_from IS NOT NULL")),
 )
 
 attempt = Table(

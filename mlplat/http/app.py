@@ -36,6 +36,7 @@ from mlplat.http.routes import (
     heartbeats,
     imports,
     lifecycle,
+    lineage,
     models,
     pipeline_events,
     pipeline_logs,
@@ -146,6 +147,7 @@ def create_app(services: Services, version: str) -> FastAPI:
     app.include_router(imports.router(services))
     app.include_router(models.router(services))
     app.include_router(approvals.router(services))
+    app.include_router(lineage.router(services))
     app.include_router(schedules.router(services))
     app.include_router(triggers.router(services))
     app.add_middleware(LocalOnly)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from mlplat.artifacts.store import ArtifactStore
+from mlplat.lineage.store import LineageStore
 from mlplat.metrics.queries import Statement
 from mlplat.pipelines.automation.store import AutomationStore
 from mlplat.pipelines.model import Submission
@@ -90,6 +91,7 @@ class Services:
     datasets: DatasetStore
     logged_models: LoggedModelStore
     lifecycle: Lifecycle
+    lineage: LineageStore
     metrics: MetricsPort
     registry: RegistryStore
     registry_history: RegistryHistory

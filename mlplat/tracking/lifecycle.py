@@ -14,7 +14,7 @@ from mlplat.tracking.import_rows import ImportRows
 from mlplat.tracking.imports import ImportStore
 from mlplat.tracking.metric_outbox import MetricOutbox, MetricStorePort
 from mlplat.tracking.moves import RunMover
-from mlplat.tracking.purger import Purger
+from mlplat.tracking.purger import LineagePort, Purger
 
 _log = logging.getLogger(__name__)
 
@@ -31,12 +31,17 @@ class Lifecycle:
 
     @classmethod
     def build(
-        cls, engine: AsyncEngine, artifacts: ArtifactStore, metrics: MetricStorePort, artifact_root: str
+        cls,
+        engine: AsyncEngine,
+        artifacts: ArtifactStore,
+        metrics: MetricStorePort,
+        lineage: LineagePort,
+        artifact_root: str,
     ) -> Lifecycle:
         """All of it over the same stores."""
         outbox = MetricOutbox(engine, metrics)
         return cls(
-            Purger(engine, artifacts, metrics, outbox),
+            Purger(engine, artifacts, metrics, outbox, lineage),
             RunMover(engine, outbox),
             ImportStore(engine, artifact_root),
             ImportRows(engine),

@@ -1,9 +1,9 @@
 """Purging: deleted runs and experiments leave all three stores for good.
 
-Order: mark the runs in Postgres, remove their artifacts, remove their rows (and note the runs for the
-metric store in the same transaction), remove their points. The marks and the notes survive a crash at
-any point, and the next purge finishes first what an earlier one began. Active runs are never touched:
-only deleted ones are marked, and marked ones cannot be restored.
+Order: mark the runs in Postgres, keep the lineage of the model versions that came from them, remove their
+artifacts, remove their rows (and note the runs for the metric store in the same transaction), remove their
+points. The marks and the notes survive a crash at any point, and the next purge finishes first what an earlier
+one began. Active runs are never touched: only deleted ones are marked, and marked ones cannot be restored.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from typing import Protocol
 
 from sqlalchemy import ColumnElement, Table, and_, delete, exists, func, literal_column, or_, select, union_all, update
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mlplat.artifacts.model import served_path
 from mlplat.artifacts.store import ArtifactStore
@@ -33,16 +34,34 @@ _LOCK_KEY = 0x70757267
 _RUN_COLUMNS = (run.c.run_id, run.c.experiment_id, run.c.artifact_uri)
 
 
+class LineagePort(Protocol):
+    """Keeps what model versions came from."""
+
+    async def keep_runs(self, run_ids: Sequence[str]) -> None:
+        """Before the runs are removed; repeats are harmless."""
+        ...
+
+    async def keep_models(self, connection: AsyncConnection, experiment_id: int) -> None:
+        """Before the logged models of an experiment are removed, in that transaction."""
+        ...
+
+
 class Purger:
     """One purge runs at a time, whoever asks."""
 
     def __init__(
-        self, engine: AsyncEngine, artifacts: ArtifactStore, metrics: MetricStorePort, outbox: MetricOutbox
+        self,
+        engine: AsyncEngine,
+        artifacts: ArtifactStore,
+        metrics: MetricStorePort,
+        outbox: MetricOutbox,
+        lineage: LineagePort,
     ) -> None:
         self._engine = engine
         self._artifacts = artifacts
         self._metrics = metrics
         self._outbox = outbox
+        self._lineage = lineage
 
     async def purge(
         self, scope: Scope, *, limit: int = MAX_RUNS, after: str = "", dry_run: bool = False
@@ -159,6 +178,7 @@ class Purger:
         """Removes marked runs from the three stores, artifacts first."""
         if not runs:
             return
+        await self._lineage.keep_runs([each.run_id for each in runs])
         for each in runs:
             folder = await self._measure_artifacts(each, report)
             if folder is not None:
@@ -229,6 +249,7 @@ class Purger:
         if path is not None and not is_shared and path.rpartition("/")[2] == str(experiment_id):
             await asyncio.to_thread(self._artifacts.delete, path)
         async with self._engine.begin() as connection:
+            await self._lineage.keep_models(connection, experiment_id)
             await connection.execute(
                 delete(experiment).where(is_it, ~exists().where(run.c.experiment_id == experiment_id))
             )

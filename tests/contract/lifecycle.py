@@ -13,6 +13,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mlplat.artifacts.store import ArtifactStore
+from mlplat.lineage.keeper import LineageKeeper
+from mlplat.lineage.records import RunRecords
 from mlplat.metrics import changes
 from mlplat.metrics.model import Point
 from mlplat.metrics.queries import Statement
@@ -55,7 +57,9 @@ class World:
     def __post_init__(self) -> None:
         self.experiments = ExperimentStore(self.engine, "mlflow-artifacts:")
         self.runs = RunStore(self.engine)
-        self.lifecycle = Lifecycle.build(self.engine, self.artifacts, self.shard, "mlflow-artifacts:")
+        self.records = RunRecords(self.engine, self.artifacts, self.shard.query)
+        keeper = LineageKeeper(self.records)
+        self.lifecycle = Lifecycle.build(self.engine, self.artifacts, self.shard, keeper, "mlflow-artifacts:")
 
     async def experiment(self) -> int:
         """A new experiment, with an id that no other test's has: they share a metric store."""

@@ -26,6 +26,9 @@ from mlplat.artifacts.store import ArtifactStore
 from mlplat.db.lease import LeaseKeeper
 from mlplat.http.app import create_app
 from mlplat.http.services import Services
+from mlplat.lineage.keeper import LineageKeeper
+from mlplat.lineage.records import RunRecords
+from mlplat.lineage.store import LineageStore
 from mlplat.metrics.queries import Statement
 from mlplat.metrics.service import MetricService
 from mlplat.pipelines.automation.store import AutomationStore
@@ -145,13 +148,15 @@ async def open_stack(databases: Databases, folder: Path) -> AsyncIterator[Stack]
         for service in (metrics, registry, scheduler):
             await service.start()
         artifacts = ArtifactStore(f"file://{folder}")
+        records = RunRecords(engine, artifacts, port.query)
         services = Services(
             experiments=experiments,
             runs=RunStore(engine),
             heartbeats=HeartbeatStore(engine),
             datasets=DatasetStore(engine),
             logged_models=LoggedModelStore(engine),
-            lifecycle=Lifecycle.build(engine, artifacts, port, "mlflow-artifacts:"),
+            lifecycle=Lifecycle.build(engine, artifacts, port, LineageKeeper(records), "mlflow-artifacts:"),
+            lineage=LineageStore(records),
             metrics=port,
             registry=RegistryStore(engine),
             registry_history=RegistryHistory(engine),

@@ -1,0 +1,1 @@
+"""Lineage: what a model comes from, and what came of a dataset, to any depth; also after runs were purged."""
