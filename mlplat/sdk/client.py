@@ -66,6 +66,10 @@ class Client:
         """The JSON answer of a GET; query values that are None are left out."""
         return self._call("GET", path, params={key: value for key, value in query.items() if value is not None}).json()
 
+    def get_bytes(self, path: str, /, **query: Any) -> bytes:
+        """The raw answer of a GET; query values that are None are left out."""
+        return self._call("GET", path, params={key: value for key, value in query.items() if value is not None}).content
+
     def post(self, path: str, body: Any, *, idempotency_key: str | None = None) -> Any:
         """The JSON answer of a POST; with a key, the platform acts once however often it arrives."""
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}

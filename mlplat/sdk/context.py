@@ -9,6 +9,7 @@ from typing import Any
 
 from mlplat.errors import InvalidInput
 from mlplat.sdk.checkpoints import Checkpoints
+from mlplat.tracking.model import ATTEMPT_TAG
 
 MAX_PROGRESS_TEXT = 500
 
@@ -40,6 +41,11 @@ class StepContext:
     def label(self) -> str:
         """``run/step/item/attempt``, the attempt's name everywhere."""
         return f"{self.run_id}/{self.step}/{-1 if self.item is None else self.item}/{self.attempt}"
+
+    @property
+    def run_tags(self) -> dict[str, str]:
+        """Tags of the runs that it starts: runs of an attempt that died end with it, and have its step's lineage."""
+        return {ATTEMPT_TAG: self.label, "mlplat.pipelineRun": self.run_id, "mlplat.step": self.step}
 
     def progress(self, done: float | None = None, text: str = "") -> None:
         """Shows how far the attempt is, to everybody who watches the run. Cheap: call it as often as you like.

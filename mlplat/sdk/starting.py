@@ -131,8 +131,8 @@ def _given_tags(values: Mapping[str, Any], parent: Run | str | None) -> dict[str
         given[PARENT_RUN_TAG] = parent.run_id if isinstance(parent, Run) else parent
     step = current_step()
     if step is not None:
-        given.setdefault(ATTEMPT_TAG, step.label)
-        given |= {"mlplat.pipelineRun": step.run_id, "mlplat.step": step.step}
+        attempt = given.get(ATTEMPT_TAG, step.label)
+        given |= step.run_tags | {ATTEMPT_TAG: attempt}
     return given
 
 
