@@ -6,12 +6,12 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from mlplat.errors import InvalidInput, PlatformError, Unavailable
 from mlplat.metrics.model import Point
@@ -22,9 +22,13 @@ from mlplat.sdk.client import API, Client, client_for
 from mlplat.sdk.files import RunFiles
 from mlplat.sdk.outbox import Outbox
 from mlplat.sdk.process import Mode, outbox_for, status_after, this_process
+from mlplat.sdk.reading import read_table
 from mlplat.sdk.records import Call
 from mlplat.sdk.values import metric_values, param_texts, step_number, tag_texts
 from mlplat.sdk.writer import Points
+
+if TYPE_CHECKING:
+    import pandas as pd  # it takes half a second, which most runs need not spend
 
 MAX_PAIRS = 100
 FLUSH_TIMEOUT_S = 120.0
@@ -228,6 +232,28 @@ class Run:
         dataset = datasets.describe(data, name, source)
         self._call("dataset", "runs/log-inputs", datasets.log_inputs_request(self.run_id, dataset, context))
         return dataset.digest
+
+    def read_dataset(
+        self,
+        location: str | Path,
+        name: str | None = None,
+        context: str = "training",
+        columns: Sequence[str] | None = None,
+    ) -> pd.DataFrame:
+        """Reads a table, and says that the run uses it; see ``log_dataset``.
+
+        Args:
+            location: the path or URL of a file or folder: Parquet, CSV, JSON lines, Feather or ORC, by its suffix.
+            columns: those to read; by default all.
+
+        Raises:
+            InvalidInput: no table, a column that is not there, or a name or context that is too long.
+            NotFound: no such file.
+        """
+        table = read_table(str(location), columns)
+        self.log_dataset(str(location), name, context)
+        frame: pd.DataFrame = table.to_pandas()
+        return frame
 
     def record(self, recorder: Recorder, fixed_tags: frozenset[str] = frozenset()) -> None:
         """Lets a recorder follow the run until it is finished; of several in one process, only the first does.

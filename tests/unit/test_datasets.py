@@ -231,3 +231,20 @@ def test_a_run_sends_the_request_and_answers_the_digest(tmp_path: Path) -> None:
     assert call.path == "/api/2.0/mlflow/runs/log-inputs"
     assert call.body == log_inputs_request("run-1", dataset, "evaluation")
     assert digest == dataset.digest
+
+
+def test_a_dataset_that_a_run_reads_is_logged_by_its_file(tmp_path: Path) -> None:
+    outbox = Outbox("http://platform.test", tmp_path / "spool", 2**30, offline=True)
+    run = Run(outbox, "run-1", "name", owner=False, info=None)
+    file = tmp_path / "digits.parquet"
+    FRAME[["n", "x"]].to_parquet(file)
+    assert run.read_dataset(file, columns=["x"]).equals(FRAME[["x"]])
+    assert outbox.flush(60, 60)
+    outbox.close()
+    spooled = SpoolFile.adopt(*spooled_files(tmp_path / "spool"))
+    assert spooled is not None
+    ((frame, _end),) = spooled.read(2**20)
+    spooled.close(delete=True)
+    call = from_frame(frame)
+    assert isinstance(call, Call)
+    assert call.body == log_inputs_request("run-1", describe(file), "training")
