@@ -13,6 +13,7 @@ from actors.lifecycle import PLATFORM_ENV, spare_garbage_collection
 from mlplat import __version__
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.db.engine import open_engine
+from mlplat.events.log import EventLog
 from mlplat.http.app import create_app
 from mlplat.http.services import Services
 from mlplat.pipelines.automation.store import AutomationStore
@@ -49,6 +50,7 @@ def gateway(config: PlatformConfig, replicas: int = 1) -> Any:
             metrics=metrics,
             registry=RegistryStore(engine),
             registry_history=RegistryHistory(engine),
+            events=EventLog(engine),
             registry_writer=RegistryClient(),
             pipelines=PipelineStore(engine),
             automation=AutomationStore(engine),

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from mlplat.errors import PermissionDenied
 from mlplat.http.errors import error_response, install_error_handlers
 from mlplat.http.live.hub import Hub
+from mlplat.http.live.registry_feed import RegistryFeed
 from mlplat.http.mlflow import (
     artifacts,
     datasets,
@@ -35,6 +36,7 @@ from mlplat.http.routes import (
     heartbeats,
     imports,
     lifecycle,
+    model_events,
     models,
     pipeline_events,
     pipeline_logs,
@@ -98,13 +100,16 @@ def _is_loopback(host: str) -> bool:
     return (mapped or address).is_loopback
 
 
-def _lifespan(services: Services, hub: Hub) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+def _lifespan(
+    services: Services, hub: Hub, feed: RegistryFeed
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         catching_up = asyncio.create_task(services.lifecycle.catch_up())
         yield
         catching_up.cancel()
         hub.close()
+        feed.close()
 
     return lifespan
 
@@ -112,12 +117,13 @@ def _lifespan(services: Services, hub: Hub) -> Callable[[FastAPI], AbstractAsync
 def create_app(services: Services, version: str) -> FastAPI:
     """The whole API. ``/docs`` works without a network: its scripts come from an installed package."""
     hub = Hub(services.pipelines, services.artifacts)
+    feed = RegistryFeed(services.events, hub)
     app: FastAPI = FastAPIOffline(
         title="mlplat",
         version=version,
         description="Tracking, registry, pipelines and artifacts.",
         redoc_url=None,
-        lifespan=_lifespan(services, hub),
+        lifespan=_lifespan(services, hub, feed),
     )
     install_error_handlers(app)
     endpoints = (
@@ -143,6 +149,7 @@ def create_app(services: Services, version: str) -> FastAPI:
     app.include_router(native_runs.router(services))
     app.include_router(lifecycle.router(services))
     app.include_router(imports.router(services))
+    app.include_router(model_events.router(services.events, feed))
     app.include_router(models.router(services))
     app.include_router(schedules.router(services))
     app.include_router(triggers.router(services))

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from mlplat.artifacts.store import ArtifactStore
+from mlplat.events.log import EventLog
 from mlplat.metrics.queries import Statement
 from mlplat.pipelines.automation.store import AutomationStore
 from mlplat.pipelines.model import Submission
@@ -92,6 +93,7 @@ class Services:
     metrics: MetricsPort
     registry: RegistryStore
     registry_history: RegistryHistory
+    events: EventLog
     registry_writer: RegistryPort
     pipelines: PipelineStore
     automation: AutomationStore

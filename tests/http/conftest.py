@@ -24,6 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from mlplat import __version__
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.db.lease import LeaseKeeper
+from mlplat.events.log import EventLog
 from mlplat.http.app import create_app
 from mlplat.http.services import Services
 from mlplat.metrics.queries import Statement
@@ -153,6 +154,7 @@ async def open_stack(databases: Databases, folder: Path) -> AsyncIterator[Stack]
             metrics=port,
             registry=RegistryStore(engine),
             registry_history=RegistryHistory(engine),
+            events=EventLog(engine),
             registry_writer=registry,
             pipelines=PipelineStore(engine),
             automation=AutomationStore(engine),
