@@ -81,6 +81,11 @@ async def read_page(connection: AsyncConnection, after: Cursor, limit: int, unti
     return Page(events, cursors, Cursor(after.seen | (until or now)) if is_last else cursors[-1], is_last)
 
 
+async def get_event(connection: AsyncConnection, event_id: int) -> RegistryEvent:
+    """An event that is there: none is ever deleted."""
+    return _event((await connection.execute(_FIND, {"event_id": event_id})).one())
+
+
 def _event(row: Row[Any]) -> RegistryEvent:
     fields = row.fields | ({"omitted": row.omitted} if row.omitted else {})
     body = describe(row.event_id, row.kind, row.name, row.created_at.isoformat(), row.user_id, row.reason, fields)
@@ -97,6 +102,14 @@ _SINCE = text("""
 """)
 
 # A description or a tag can be large, and so is every signature; who needs them asks for the model.
+_TOLD = """
+    event_id, txid, model_id, kind, name, user_id, reason, created_at,
+    (SELECT coalesce(jsonb_object_agg(key, value), '{}') FROM jsonb_each(fields)
+     WHERE octet_length(value::text) <= 8000 AND key <> 'signature') AS fields,
+    ARRAY(SELECT key FROM jsonb_each(fields)
+          WHERE octet_length(value::text) > 8000 AND key <> 'signature' ORDER BY key) AS omitted
+"""
+
 _READ = text(f"""
     WITH found AS (
         SELECT event_id, txid, model_id, kind, name, user_id, reason, created_at, command || answer AS fields
@@ -107,10 +120,10 @@ _READ = text(f"""
                         WHERE part.txid = registry_event.txid AND event_id <= part.last)
         ORDER BY txid FETCH FIRST (:page) ROWS WITH TIES
     )
-    SELECT pg_current_snapshot()::text AS snapshot, event_id, txid, model_id, kind, name, user_id, reason, created_at,
-           (SELECT coalesce(jsonb_object_agg(key, value), '{{}}') FROM jsonb_each(fields)
-            WHERE octet_length(value::text) <= 8000 AND key <> 'signature') AS fields,
-           ARRAY(SELECT key FROM jsonb_each(fields)
-                 WHERE octet_length(value::text) > 8000 AND key <> 'signature' ORDER BY key) AS omitted
+    SELECT pg_current_snapshot()::text AS snapshot, {_TOLD}
     FROM (VALUES (1)) AS one(n) LEFT JOIN found ON true ORDER BY txid, event_id
+""")  # noqa: S608 - of the constants above
+
+_FIND = text(f"""
+    SELECT {_TOLD} FROM (SELECT *, command || answer AS fields FROM registry_event WHERE event_id = :event_id) AS found
 """)  # noqa: S608 - of the constants above
