@@ -28,6 +28,10 @@ from mlplat.tracking.heartbeats import HeartbeatStore
 from mlplat.tracking.lifecycle import Lifecycle
 from mlplat.tracking.logged_models import LoggedModelStore
 from mlplat.tracking.runs import RunStore
+from mlplat.webhooks.addresses import Targets
+from mlplat.webhooks.sender import Sender
+from mlplat.webhooks.service import Webhooks
+from mlplat.webhooks.store import WebhookStore
 
 POOL_SIZE = 16
 MAX_ONGOING_REQUESTS = 400
@@ -51,6 +55,7 @@ def gateway(config: PlatformConfig, replicas: int = 1) -> Any:
             registry=RegistryStore(engine),
             registry_history=RegistryHistory(engine),
             events=EventLog(engine),
+            webhooks=Webhooks(WebhookStore(engine), Sender(Targets.parse(config.webhook_private_targets))),
             registry_writer=RegistryClient(),
             pipelines=PipelineStore(engine),
             automation=AutomationStore(engine),

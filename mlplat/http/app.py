@@ -44,6 +44,7 @@ from mlplat.http.routes import (
     platform,
     schedules,
     triggers,
+    webhooks,
 )
 from mlplat.http.routes import runs as native_runs
 from mlplat.http.services import Services
@@ -153,5 +154,6 @@ def create_app(services: Services, version: str) -> FastAPI:
     app.include_router(models.router(services))
     app.include_router(schedules.router(services))
     app.include_router(triggers.router(services))
+    app.include_router(webhooks.router(services.webhooks))
     app.add_middleware(LocalOnly)
     return app

@@ -24,6 +24,7 @@ from mlplat.tracking.lifecycle import Lifecycle
 from mlplat.tracking.logged_models import LoggedModelStore
 from mlplat.tracking.model import RunUpdate
 from mlplat.tracking.runs import RunStore
+from mlplat.webhooks.service import Webhooks
 
 
 class MetricsPort(Protocol):
@@ -94,6 +95,7 @@ class Services:
     registry: RegistryStore
     registry_history: RegistryHistory
     events: EventLog
+    webhooks: Webhooks
     registry_writer: RegistryPort
     pipelines: PipelineStore
     automation: AutomationStore

@@ -18,7 +18,7 @@ def body_of(event: RegistryEvent) -> bytes:
 
 
 def mlflow_form(body: Fields) -> dict[str, Any]:
-    """``entity``, ``action``, ``timestamp`` and ``data`` as MLflow 3.17 sends them; empty where it has no such event."""
+    """``entity``, ``action``, ``timestamp`` and ``data`` as MLflow 3.17 sends them; nothing where it has no event."""
     known = _EVENTS.get(body["kind"])
     if known is None:
         return {}

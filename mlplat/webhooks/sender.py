@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 
 import httpx
 
-from mlplat import __version__
 from mlplat.errors import InvalidInput
 from mlplat.webhooks.addresses import Targets
 from mlplat.webhooks.model import MAX_ERROR, Answer, retry_after_s
@@ -114,7 +113,7 @@ class Sender:
         self._transport = GuardedTransport(targets, resolve, context or _default_context())
         self._client = httpx.AsyncClient(
             transport=self._transport, timeout=timeout_s, trust_env=False, follow_redirects=False,
-            headers={"User-Agent": f"mlplat/{__version__}", "Accept": "*/*", "Accept-Encoding": "identity"},
+            headers={"User-Agent": "mlplat", "Accept": "*/*", "Accept-Encoding": "identity"},
         )  # fmt: skip
 
     async def check(self, url: str) -> None:

@@ -45,6 +45,10 @@ from mlplat.tracking.lifecycle import Lifecycle
 from mlplat.tracking.logged_models import LoggedModelStore
 from mlplat.tracking.model import RunUpdate
 from mlplat.tracking.runs import RunStore, write_update
+from mlplat.webhooks.addresses import Targets
+from mlplat.webhooks.sender import Sender
+from mlplat.webhooks.service import Webhooks
+from mlplat.webhooks.store import WebhookStore
 from tests.contract.chdb import as_table, new_service, unique
 from tests.databases import Databases
 from tests.http.served import Served
@@ -155,6 +159,7 @@ async def open_stack(databases: Databases, folder: Path) -> AsyncIterator[Stack]
             registry=RegistryStore(engine),
             registry_history=RegistryHistory(engine),
             events=EventLog(engine),
+            webhooks=Webhooks(WebhookStore(engine), Sender(Targets.parse(["127.0.0.1"]))),
             registry_writer=registry,
             pipelines=PipelineStore(engine),
             automation=AutomationStore(engine),
