@@ -22,7 +22,7 @@ from mlplat.webhooks.store import COLUMNS, webhook_of
 
 ORIGIN = "webhooks"
 #: What waits for one webhook. When it is more, its receiver has been away for too long.
-MAX_PENDING = 10_000
+MAX_PENDING = 100_000
 ROWS_AT_ONCE = 5_000
 KEPT = {DeliveryState.DELIVERED: timedelta(days=7), DeliveryState.DEAD: timedelta(days=30)}
 PRUNED_AT_ONCE = 10_000
@@ -147,7 +147,7 @@ class Outbox:
                 part = msgspec.json.encode(rows[start : start + ROWS_AT_ONCE]).decode()
                 await connection.execute(_ADD, {"rows": part})
             full = {"ids": sorted({webhook_id for webhook_id, *_event in rows}), "most": MAX_PENDING}
-            full["reason"] = f"more than {MAX_PENDING} events waited for it"
+            full["reason"] = f"more than {MAX_PENDING:,} events waited for it"
             await connection.execute(_DISABLE_FULL, full)
 
     async def _start_over(self) -> None:
@@ -201,11 +201,21 @@ _RESTART = text("""
     WHERE pg_snapshot_xmax(CAST(since AS pg_snapshot)) > pg_snapshot_xmax(CAST(CAST(:now AS text) AS pg_snapshot))
 """)
 
+# From lane to lane along the index, past all that waits behind the first delivery of each.
 _DUE = text("""
-    WITH head AS (
-        SELECT DISTINCT ON (d.webhook_id, d.lane) d.number, d.webhook_id, d.attempts, d.next_attempt_at
-        FROM webhook_delivery AS d JOIN webhook AS w USING (webhook_id)
-        WHERE d.state = 'PENDING' AND w.status = 'ACTIVE' ORDER BY d.webhook_id, d.lane, d.number
+    WITH RECURSIVE lane AS (
+        (SELECT webhook_id, lane FROM webhook_delivery WHERE state = 'PENDING' ORDER BY webhook_id, lane LIMIT 1)
+        UNION ALL
+        SELECT following.webhook_id, following.lane FROM lane CROSS JOIN LATERAL (
+            SELECT d.webhook_id, d.lane FROM webhook_delivery AS d
+            WHERE d.state = 'PENDING' AND (d.webhook_id, d.lane) > (lane.webhook_id, lane.lane)
+            ORDER BY d.webhook_id, d.lane LIMIT 1) AS following
+    ), head AS (
+        SELECT first.* FROM lane JOIN webhook AS w ON w.webhook_id = lane.webhook_id AND w.status = 'ACTIVE'
+        CROSS JOIN LATERAL (
+            SELECT d.number, d.webhook_id, d.attempts, d.next_attempt_at FROM webhook_delivery AS d
+            WHERE d.state = 'PENDING' AND d.webhook_id = lane.webhook_id AND d.lane = lane.lane
+            ORDER BY d.number LIMIT 1) AS first
     ), ranked AS (
         SELECT *, row_number() OVER (PARTITION BY webhook_id ORDER BY attempts, number) AS place
         FROM head WHERE next_attempt_at <= clock_timestamp()
