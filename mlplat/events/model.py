@@ -15,6 +15,15 @@ from mlplat.pipelines.automation.triggers import REGISTRY_EVENTS
 
 #: The names of kinds of events that one can ask for.
 KINDS = frozenset(REGISTRY_EVENTS.values())
+#: What MLflow 3.17 calls some of them, as ``entity.action``. Taking a tag away is an event of its own there.
+MLFLOW_NAMES = {
+    "model_created": "registered_model.created",
+    "version_created": "model_version.created",
+    "version_tag_set": "model_version_tag.set",
+    "alias_set": "model_version_alias.created",
+    "alias_deleted": "model_version_alias.deleted",
+}
+TAG_DELETED = "model_version_tag.deleted"
 #: Characters of a cursor: a server has some hundred transactions open at most.
 MAX_CURSOR = 8_000
 MAX_PARTS = 100
@@ -42,6 +51,13 @@ class RegistryEvent:
         return str(self.body["kind"])
 
     @property
+    def mlflow_name(self) -> str | None:
+        """What MLflow calls it; None: nothing."""
+        if self.kind == "version_tag_set" and self.body.get("value") is None:
+            return TAG_DELETED
+        return MLFLOW_NAMES.get(self.kind)
+
+    @property
     def models(self) -> tuple[str, ...]:
         """The names by which it can be asked for: a model that is renamed has two."""
         return tuple(str(self.body[key]) for key in ("model", "new_name") if key in self.body)
@@ -58,14 +74,15 @@ def describe(
 
 @dataclass(frozen=True)
 class EventFilter:
-    """Which events somebody wants: of some kinds (none named: of all), and of models by name or pattern."""
+    """Which events somebody wants: of some kinds (none named: of all; MLflow's names count too), and of models by name
+    or pattern."""
 
     kinds: frozenset[str] = frozenset()
     model: str = "*"
 
     def accepts(self, event: RegistryEvent) -> bool:
         """Whether the event is wanted."""
-        if self.kinds and event.kind not in self.kinds:
+        if self.kinds and self.kinds.isdisjoint((event.kind, event.mlflow_name or event.kind)):
             return False
         return any(name == self.model or fnmatchcase(name, self.model) for name in event.models)
 

@@ -29,6 +29,7 @@ from mlplat.http.mlflow import (
     registry,
     runs,
 )
+from mlplat.http.mlflow import webhooks as mlflow_webhooks
 from mlplat.http.mlflow.endpoint import install
 from mlplat.http.routes import (
     console,
@@ -131,6 +132,7 @@ def create_app(services: Services, version: str) -> FastAPI:
         *log_data.ENDPOINTS,
         *runs.ENDPOINTS,
         *registry.ENDPOINTS,
+        *mlflow_webhooks.ENDPOINTS,
         *experiments.ENDPOINTS,
         *metric_history.ENDPOINTS,
         *datasets.ENDPOINTS,

@@ -7,34 +7,48 @@ from typing import Any
 
 import msgspec
 
-from mlplat.events.model import RegistryEvent
+from mlplat.events.model import MLFLOW_NAMES, TAG_DELETED, RegistryEvent
 
-Fields = Mapping[str, Any]
+#: What MLflow's events tell of, beside the model's name.
+_DATA: Mapping[str, tuple[str, ...]] = {
+    "registered_model.created": ("tags", "description"),
+    "model_version.created": ("version", "source", "run_id", "tags", "description"),
+    "model_version_tag.set": ("version", "key", "value"),
+    TAG_DELETED: ("version", "key"),
+    "model_version_alias.created": ("alias", "version"),
+    "model_version_alias.deleted": ("alias",),
+}
+#: The names of MLflow's events that there are here.
+MLFLOW_EVENTS = frozenset(_DATA)
+_EXAMPLE = {
+    "model": "example_model", "version": 1, "source": "models:/example_model/1", "run_id": None, "tags": {},
+    "description": "", "key": "example_key", "value": "example_value", "alias": "example_alias",
+}  # fmt: skip
 
 
 def body_of(event: RegistryEvent) -> bytes:
     """The body of a delivery; the same for every attempt."""
-    return msgspec.json.encode({**event.body, **mlflow_form(event.body)})
+    form = {} if event.mlflow_name is None else _mlflow_form(event.mlflow_name, event.body)
+    return msgspec.json.encode({**event.body, **form})
 
 
-def mlflow_form(body: Fields) -> dict[str, Any]:
-    """``entity``, ``action``, ``timestamp`` and ``data`` as MLflow 3.17 sends them; nothing where it has no event."""
-    known = _EVENTS.get(body["kind"])
-    if known is None:
-        return {}
-    entity, action, names = known
-    if action == "set" and body.get("value") is None:
-        action, names = "deleted", tuple(name for name in names if name != "value")
-    data = {name: body.get(name) for name in names}
+def body_of_test(at: str, mlflow_name: str | None) -> bytes:
+    """The body of a test; with the name of one of MLflow's events, an example of that."""
+    form = {} if mlflow_name is None else _mlflow_form(mlflow_name, {**_EXAMPLE, "at": at})
+    return msgspec.json.encode({"id": 0, "kind": "test", "model": "", "by": "", "reason": "", "at": at, **form})
+
+
+def mlflow_events(kinds: frozenset[str]) -> list[str]:
+    """The names of MLflow's events among the kinds that a webhook wants; none named: all."""
+    if not kinds:
+        return sorted(MLFLOW_EVENTS)
+    named = kinds | {MLFLOW_NAMES[kind] for kind in kinds & MLFLOW_NAMES.keys()}
+    return sorted((named | ({TAG_DELETED} if "version_tag_set" in kinds else set())) & MLFLOW_EVENTS)
+
+
+def _mlflow_form(name: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    entity, action = name.split(".")
+    data = {field: body.get(field) for field in _DATA[name]}
     if "version" in data:
         data["version"] = str(data["version"])
     return {"entity": entity, "action": action, "timestamp": body["at"], "data": {"name": body["model"], **data}}
-
-
-_EVENTS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
-    "model_created": ("registered_model", "created", ("tags", "description")),
-    "version_created": ("model_version", "created", ("version", "source", "run_id", "tags", "description")),
-    "version_tag_set": ("model_version_tag", "set", ("version", "key", "value")),
-    "alias_set": ("model_version_alias", "created", ("alias", "version")),
-    "alias_deleted": ("model_version_alias", "deleted", ("alias",)),
-}

@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-import msgspec
-
 from mlplat.webhooks.model import Answer, Webhook, check_secret, check_url, new_secret
+from mlplat.webhooks.payload import body_of_test
 from mlplat.webhooks.sender import Sender
 from mlplat.webhooks.signing import headers
 from mlplat.webhooks.store import NewWebhook, WebhookStore
@@ -59,12 +58,10 @@ class Webhooks:
             new["secret"] = made_up or check_secret(new["secret"])
         return Made(await self.store.change(key, new), made_up)
 
-    async def test(self, key: str) -> Answer:
-        """Sends an event of the kind ``test`` now, once."""
+    async def test(self, key: str, mlflow_name: str | None = None) -> Answer:
+        """Sends an event of the kind ``test`` now, once; see ``body_of_test``."""
         found, secret = await self.store.get_with_secret(key)
-        body = msgspec.json.encode(
-            {"id": 0, "kind": "test", "model": "", "by": "", "reason": "", "at": datetime.now(UTC).isoformat()}
-        )
+        body = body_of_test(datetime.now(UTC).isoformat(), mlflow_name)
         signed = headers(secret, f"test-{uuid.uuid4().hex}", "test", int(time.time()), body)
         return await self._sender.post(found.url, signed, body)
 
