@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities.webhook import WebhookEvent
 from mlflow.exceptions import MlflowException
 from mlflow.webhooks.delivery import _generate_hmac_signature
 
@@ -35,10 +36,13 @@ async def test_the_client_has_all_of_them(served: Served, receiver: Receiver) ->
     client, name = MlflowClient(served.url), unique("hook")
 
     def use() -> None:
-        events = ["model_version_alias.created", "model_version_tag.deleted"]
-        made = client.create_webhook(name, receiver.url, events, description="about", secret=SECRET)
+        events: list[WebhookEvent] = [
+            WebhookEvent("model_version_alias", "created"),
+            WebhookEvent("model_version_tag", "deleted"),
+        ]
+        made = client.create_webhook(name, receiver.url, [*events], description="about", secret=SECRET)
         found = client.get_webhook(made.webhook_id)
-        assert [str(event) for event in found.events] == events
+        assert found.events == events
         assert (found.name, found.url, found.description, str(found.status)) == (name, receiver.url, "about", "ACTIVE")
         assert made.secret is None
         assert found.creation_timestamp > 1_700_000_000_000
@@ -53,7 +57,7 @@ async def test_the_client_has_all_of_them(served: Served, receiver: Receiver) ->
             "DISABLED", ["registered_model.created"],
         )  # fmt: skip
         assert changed.description == "about"
-        other = client.create_webhook(f"{name}.2", receiver.url, events)
+        other = client.create_webhook(f"{name}.2", receiver.url, [*events])
         page = client.list_webhooks(max_results=1)
         ids = [hook.webhook_id for hook in page]
         while page.token:

@@ -122,7 +122,7 @@ async def test(services: Services, request: Test) -> Answer:
 
 def _columns(request: Change) -> dict[str, Any]:
     """What is given, checked as far as the URL and the secret are not."""
-    if request.name and not re.match(NAME_PATTERN, request.name):
+    if request.name and not re.fullmatch(NAME_PATTERN, request.name):
         raise InvalidInput(
             f"Webhook name {request.name[:100]!r} is invalid: 1 to 63 letters, digits, '.', '_' and '-'."
         )
