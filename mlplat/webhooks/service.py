@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,7 +21,7 @@ class Made:
     """A webhook, and the secret that was made up for it, which is not shown again."""
 
     webhook: Webhook
-    secret: str | None = None
+    secret: str | None = field(default=None, repr=False)
 
 
 class Webhooks:

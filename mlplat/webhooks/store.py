@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import ColumnElement, Row, Select, Text, cast, delete, func, insert, select, text, update
+from sqlalchemy.exc import StatementError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mlplat.db.snapshots import Snapshot
@@ -28,7 +30,7 @@ class NewWebhook:
 
     name: str
     url: str
-    secret: str
+    secret: str = field(repr=False)
     kinds: frozenset[str] = frozenset()
     model: str = "*"
     description: str = ""
@@ -59,18 +61,19 @@ class WebhookStore:
             AlreadyExists: another one has the name.
             Overloaded: there are too many.
         """
-        async with self._engine.begin() as connection:
-            await connection.execute(text("LOCK TABLE webhook IN SHARE ROW EXCLUSIVE MODE"))
-            there = (await connection.execute(select(webhook).where(webhook.c.name == new.name))).first()
-            if there is not None:
-                if any(there._mapping[name] != value for name, value in new.columns.items()):
-                    raise AlreadyExists(f"a webhook with the name {new.name!r} already exists")
-                return webhook_of(there)
-            count = (await connection.execute(select(func.count()).select_from(webhook))).scalar_one()
-            if count >= MAX_WEBHOOKS:
-                raise Overloaded(f"there are {count} webhooks, as many as there may be; delete one first")
-            row = insert(webhook).values(webhook_id=uuid.uuid4().hex, since=_SNAPSHOT, **new.columns)
-            return webhook_of((await connection.execute(row.returning(*COLUMNS))).one())
+        with _hidden_values():
+            async with self._engine.begin() as connection:
+                await connection.execute(text("LOCK TABLE webhook IN SHARE ROW EXCLUSIVE MODE"))
+                there = (await connection.execute(select(webhook).where(webhook.c.name == new.name))).first()
+                if there is not None:
+                    if any(there._mapping[name] != value for name, value in new.columns.items()):
+                        raise AlreadyExists(f"a webhook with the name {new.name!r} already exists")
+                    return webhook_of(there)
+                count = (await connection.execute(select(func.count()).select_from(webhook))).scalar_one()
+                if count >= MAX_WEBHOOKS:
+                    raise Overloaded(f"there are {count} webhooks, as many as there may be; delete one first")
+                row = insert(webhook).values(webhook_id=uuid.uuid4().hex, since=_SNAPSHOT, **new.columns)
+                return webhook_of((await connection.execute(row.returning(*COLUMNS))).one())
 
     async def get(self, key: str) -> Webhook:
         """The webhook."""
@@ -95,21 +98,22 @@ class WebhookStore:
         Raises:
             AlreadyExists: another one has the name.
         """
-        async with self._engine.begin() as connection:
-            await connection.execute(text("LOCK TABLE webhook IN SHARE ROW EXCLUSIVE MODE"))
-            before = await _get(connection, select(*COLUMNS).where(_is(key)), key)
-            taken = select(webhook.c.name).where(
-                webhook.c.name == values.get("name"), webhook.c.webhook_id != before.webhook_id
-            )
-            if (await connection.execute(taken)).first() is not None:
-                raise AlreadyExists(f"a webhook with the name {values['name']!r} already exists")
-            new = {**values, "updated_at": func.clock_timestamp()}
-            if "status" in values:
-                new["status_reason"] = ""
-                if values["status"] == Status.ACTIVE and before.status != Status.ACTIVE:
-                    new["since"] = _SNAPSHOT
-            changed = update(webhook).where(webhook.c.webhook_id == before.webhook_id).values(**new)
-            return webhook_of((await connection.execute(changed.returning(*COLUMNS))).one())
+        with _hidden_values():
+            async with self._engine.begin() as connection:
+                await connection.execute(text("LOCK TABLE webhook IN SHARE ROW EXCLUSIVE MODE"))
+                before = await _get(connection, select(*COLUMNS).where(_is(key)), key)
+                taken = select(webhook.c.name).where(
+                    webhook.c.name == values.get("name"), webhook.c.webhook_id != before.webhook_id
+                )
+                if (await connection.execute(taken)).first() is not None:
+                    raise AlreadyExists(f"a webhook with the name {values['name']!r} already exists")
+                new = {**values, "updated_at": func.clock_timestamp()}
+                if "status" in values:
+                    new["status_reason"] = ""
+                    if values["status"] == Status.ACTIVE and before.status != Status.ACTIVE:
+                        new["since"] = _SNAPSHOT
+                changed = update(webhook).where(webhook.c.webhook_id == before.webhook_id).values(**new)
+                return webhook_of((await connection.execute(changed.returning(*COLUMNS))).one())
 
     async def delete(self, key: str) -> Webhook:
         """Deletes a webhook with its deliveries; returns what it was."""
@@ -150,6 +154,16 @@ def webhook_of(row: Row[Any]) -> Webhook:
         row.webhook_id, row.name, row.url, frozenset(row.kinds), row.model, Status(row.status), row.status_reason,
         row.description, Snapshot.parse(row.since), row.created_at, row.updated_at,
     )  # fmt: skip
+
+
+@contextmanager
+def _hidden_values() -> Iterator[None]:
+    """An error of a statement says which values it had, wherever it is logged; one of them is a secret."""
+    try:
+        yield
+    except StatementError as error:
+        error.hide_parameters = True
+        raise
 
 
 async def _get(connection: AsyncConnection, statement: Any, key: str) -> Row[Any]:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import DataError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mlplat.errors import AlreadyExists, Fenced, NotFound, Overloaded
@@ -395,7 +396,17 @@ async def test_names_are_unique_and_a_repeat_is_the_same(coordinator: Coordinato
         await coordinator.store.change("other", {"name": "hook"})
     assert (await coordinator.store.change(other.webhook_id, {"name": "third"})).name == "third"
     assert [item.name for item in await coordinator.store.find(10, 0)] == ["hook", "third"]
-    assert SECRET not in repr(first)
+    assert SECRET not in repr(first) + repr(NewWebhook("hook", "https://a.example/", SECRET))
+
+
+async def test_an_error_of_the_database_does_not_tell_the_secret(coordinator: Coordinator) -> None:
+    with pytest.raises(DataError, match="hidden") as error:
+        await coordinator.hook("https://a.example/", description="\x00")
+    assert SECRET not in str(error.value)
+    await coordinator.hook("https://a.example/")
+    with pytest.raises(DataError, match="hidden") as error:
+        await coordinator.store.change("hook", {"secret": "another-secret-of-tests", "description": "\x00"})
+    assert "another-secret" not in str(error.value)
 
 
 async def test_there_are_so_many_webhooks_and_no_more(
