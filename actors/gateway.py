@@ -13,6 +13,7 @@ from actors.lifecycle import PLATFORM_ENV, spare_garbage_collection
 from mlplat import __version__
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.db.engine import open_engine
+from mlplat.events.log import EventLog
 from mlplat.http.app import create_app
 from mlplat.http.services import Services
 from mlplat.lineage.keeper import LineageKeeper
@@ -31,6 +32,10 @@ from mlplat.tracking.heartbeats import HeartbeatStore
 from mlplat.tracking.lifecycle import Lifecycle
 from mlplat.tracking.logged_models import LoggedModelStore
 from mlplat.tracking.runs import RunStore
+from mlplat.webhooks.addresses import Targets
+from mlplat.webhooks.sender import Sender
+from mlplat.webhooks.service import Webhooks
+from mlplat.webhooks.store import WebhookStore
 
 POOL_SIZE = 16
 MAX_ONGOING_REQUESTS = 400
@@ -56,6 +61,8 @@ def gateway(config: PlatformConfig, replicas: int = 1) -> Any:
             registry=RegistryStore(engine),
             registry_history=RegistryHistory(engine),
             moves=MoveStore(engine),
+            events=EventLog(engine),
+            webhooks=Webhooks(WebhookStore(engine), Sender(Targets.parse(config.webhook_private_targets))),
             registry_writer=RegistryClient(),
             pipelines=PipelineStore(engine),
             automation=AutomationStore(engine),

@@ -13,6 +13,9 @@ from mlplat.db.lease import LeaseKeeper
 from mlplat.registry.model import NOBODY, Command, Origin
 from mlplat.registry.service import RegistryService
 from mlplat.settings import PlatformConfig
+from mlplat.webhooks.addresses import Targets
+from mlplat.webhooks.delivery import Deliveries
+from mlplat.webhooks.sender import Sender
 
 
 class RegistryCoordinator:
@@ -22,14 +25,19 @@ class RegistryCoordinator:
         engine = open_engine(config.postgres_url, name, pool_size=2)
         lease = LeaseKeeper(engine, name, actor_id())
         self._service = RegistryService(engine, lease, MetricShardClient().query)
-        self._started = Started(self._service.start, lease)
+        # Connections of its own: who waits for a receiver's outcome to be noted keeps no registry change waiting.
+        outbox = open_engine(config.postgres_url, f"{name} webhooks", pool_size=2)
+        self._deliveries = Deliveries(outbox, lease, Sender(Targets.parse(config.webhook_private_targets)))
+        self._started = Started(self._start, lease)
 
     async def execute(
         self, request_id: str, commands: Sequence[Command], origin: Origin = NOBODY
     ) -> list[dict[str, Any]]:
         """Applies commands on one model once, all or none."""
         await self._started.wait()
-        return await self._service.execute(request_id, commands, origin)
+        answers = await self._service.execute(request_id, commands, origin)
+        self._deliveries.wake()
+        return answers
 
     async def health(self) -> Health:
         """Answers when the coordinator is in charge."""
@@ -40,4 +48,9 @@ class RegistryCoordinator:
         """Lets go."""
         await self._started.wait()
         self._started.release()
+        await self._deliveries.stop()
         await self._service.stop()
+
+    async def _start(self) -> None:
+        await self._service.start()
+        self._deliveries.start()

@@ -6,14 +6,16 @@ attempts receive the ``PlatformConfig`` as an argument and never look at the env
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl, quote, urlsplit
 
 from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from mlplat.errors import InvalidInput
 
@@ -59,6 +61,9 @@ class Settings(BaseSettings):
     #: Actors that drive pipeline runs, and runs that may be under way at once; others wait in the queue.
     executors: int = Field(default=1, ge=1, le=100)
     max_active_runs: int = Field(default=500, ge=1, le=100_000)
+    #: Hosts, addresses and networks (``10.0.0.0/8``) with commas between them, to which webhooks may go though these
+    #: are not public.
+    webhook_private_targets: Annotated[tuple[str, ...], NoDecode] = ()
 
     #: What runs record by themselves; ``capture`` turns all of it off, the others their part.
     capture: bool = True
@@ -101,6 +106,18 @@ class Settings(BaseSettings):
             raise ValueError("must start with s3:// or file:///")
         return value
 
+    @field_validator("webhook_private_targets", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("webhook_private_targets")
+    @classmethod
+    def _targets(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            _check_target(entry)
+        return value
+
     @property
     def http_url(self) -> str:
         """Base URL of the platform that clients talk to, without a trailing slash."""
@@ -128,6 +145,7 @@ class Settings(BaseSettings):
             heartbeat_timeout_s=self.heartbeat_timeout_s,
             executors=self.executors,
             max_active_runs=self.max_active_runs,
+            webhook_private_targets=self.webhook_private_targets,
         )
 
 
@@ -148,6 +166,7 @@ class PlatformConfig:
     heartbeat_timeout_s: float = 60.0
     executors: int = 1
     max_active_runs: int = 500
+    webhook_private_targets: tuple[str, ...] = ()
 
 
 #: What may follow ``?`` in a ClickHouse URL, with clickhouse-connect's meaning.
@@ -166,6 +185,14 @@ def _check_clickhouse_url(url: str) -> None:
     for name, _value in parse_qsl(parts.query, keep_blank_values=True):
         if name not in CLICKHOUSE_OPTIONS:
             raise ValueError(f"the option {name} is not known; there are {', '.join(CLICKHOUSE_OPTIONS)}")
+
+
+def _check_target(entry: str) -> None:
+    try:
+        ipaddress.ip_network(entry, strict=False)
+    except ValueError as error:
+        if not re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9_.\-]*[A-Za-z0-9_])?", entry):
+            raise ValueError(f"{entry!r} is no host, address or network such as 10.0.0.0/8") from error
 
 
 #: Bytes a Unix socket path may have (``sun_path`` is 108 with its final NUL).

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from mlplat import __version__
-from mlplat.cli import approvals, lifecycle, lineage, models, pipelines, schedules, watch
+from mlplat.cli import approvals, lifecycle, lineage, models, pipelines, schedules, watch, webhooks
 from mlplat.demo.show import run_demo
 from mlplat.errors import Overloaded, PlatformError, Unavailable
 from mlplat.sdk.client import client_for, default_url
@@ -36,6 +36,7 @@ app.add_typer(models.models, name="models")
 app.add_typer(lineage.lineage, name="lineage")
 app.add_typer(schedules.schedules, name="schedule")
 app.add_typer(schedules.triggers, name="trigger")
+app.add_typer(webhooks.webhooks, name="webhooks")
 app.add_typer(watch.commands)
 
 

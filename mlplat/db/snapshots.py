@@ -35,6 +35,11 @@ class Snapshot:
         end = min(self.end, last + 1)
         return Snapshot(end, frozenset(number for number in self.open if number < end))
 
+    def __or__(self, other: Snapshot) -> Snapshot:
+        """What either of them sees."""
+        unseen = (number for number in self.open | other.open if not self.sees(number) and not other.sees(number))
+        return Snapshot(max(self.end, other.end), frozenset(unseen))
+
     def __lt__(self, other: Snapshot) -> bool:
         """Snapshots of one server: which is the earlier one."""
         return (self.end, -len(self.open)) < (other.end, -len(other.open))

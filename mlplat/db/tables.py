@@ -35,6 +35,8 @@ from mlplat.db.registry_tables import registered_model as registered_model
 from mlplat.db.registry_tables import registered_model_tag as registered_model_tag
 from mlplat.db.registry_tables import registry_change as registry_change
 from mlplat.db.registry_tables import registry_event as registry_event
+from mlplat.db.webhook_tables import webhook as webhook
+from mlplat.db.webhook_tables import webhook_delivery as webhook_delivery
 
 #: Values of params and tags up to this many characters are searched in an index of their own; a btree entry
 #: cannot hold the longest ones.

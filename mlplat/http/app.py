@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from mlplat.errors import PermissionDenied
 from mlplat.http.errors import error_response, install_error_handlers
 from mlplat.http.live.hub import Hub
+from mlplat.http.live.registry_feed import RegistryFeed
 from mlplat.http.mlflow import (
     artifacts,
     datasets,
@@ -28,6 +29,7 @@ from mlplat.http.mlflow import (
     registry,
     runs,
 )
+from mlplat.http.mlflow import webhooks as mlflow_webhooks
 from mlplat.http.mlflow.endpoint import install
 from mlplat.http.routes import (
     approvals,
@@ -37,6 +39,7 @@ from mlplat.http.routes import (
     imports,
     lifecycle,
     lineage,
+    model_events,
     models,
     pipeline_events,
     pipeline_logs,
@@ -44,6 +47,7 @@ from mlplat.http.routes import (
     platform,
     schedules,
     triggers,
+    webhooks,
 )
 from mlplat.http.routes import runs as native_runs
 from mlplat.http.services import Services
@@ -100,13 +104,16 @@ def _is_loopback(host: str) -> bool:
     return (mapped or address).is_loopback
 
 
-def _lifespan(services: Services, hub: Hub) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+def _lifespan(
+    services: Services, hub: Hub, feed: RegistryFeed
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         catching_up = asyncio.create_task(services.lifecycle.catch_up())
         yield
         catching_up.cancel()
         hub.close()
+        feed.close()
 
     return lifespan
 
@@ -114,18 +121,20 @@ def _lifespan(services: Services, hub: Hub) -> Callable[[FastAPI], AbstractAsync
 def create_app(services: Services, version: str) -> FastAPI:
     """The whole API. ``/docs`` works without a network: its scripts come from an installed package."""
     hub = Hub(services.pipelines, services.artifacts)
+    feed = RegistryFeed(services.events, hub)
     app: FastAPI = FastAPIOffline(
         title="mlplat",
         version=version,
         description="Tracking, registry, pipelines and artifacts.",
         redoc_url=None,
-        lifespan=_lifespan(services, hub),
+        lifespan=_lifespan(services, hub, feed),
     )
     install_error_handlers(app)
     endpoints = (
         *log_data.ENDPOINTS,
         *runs.ENDPOINTS,
         *registry.ENDPOINTS,
+        *mlflow_webhooks.ENDPOINTS,
         *experiments.ENDPOINTS,
         *metric_history.ENDPOINTS,
         *datasets.ENDPOINTS,
@@ -145,10 +154,12 @@ def create_app(services: Services, version: str) -> FastAPI:
     app.include_router(native_runs.router(services))
     app.include_router(lifecycle.router(services))
     app.include_router(imports.router(services))
+    app.include_router(model_events.router(services.events, feed))
     app.include_router(models.router(services))
     app.include_router(approvals.router(services))
     app.include_router(lineage.router(services))
     app.include_router(schedules.router(services))
     app.include_router(triggers.router(services))
+    app.include_router(webhooks.router(services.webhooks))
     app.add_middleware(LocalOnly)
     return app

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from mlplat.artifacts.store import ArtifactStore
+from mlplat.events.log import EventLog
 from mlplat.lineage.store import LineageStore
 from mlplat.metrics.queries import Statement
 from mlplat.pipelines.automation.store import AutomationStore
@@ -25,6 +26,7 @@ from mlplat.tracking.lifecycle import Lifecycle
 from mlplat.tracking.logged_models import LoggedModelStore
 from mlplat.tracking.model import RunUpdate
 from mlplat.tracking.runs import RunStore
+from mlplat.webhooks.service import Webhooks
 
 
 class MetricsPort(Protocol):
@@ -96,6 +98,8 @@ class Services:
     registry: RegistryStore
     registry_history: RegistryHistory
     moves: MoveStore
+    events: EventLog
+    webhooks: Webhooks
     registry_writer: RegistryPort
     pipelines: PipelineStore
     automation: AutomationStore

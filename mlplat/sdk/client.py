@@ -87,6 +87,10 @@ class Client:
         """The JSON answer of a PUT."""
         return self._call("PUT", path, json=body).json()
 
+    def patch(self, path: str, body: Any) -> Any:
+        """The JSON answer of a PATCH."""
+        return self._call("PATCH", path, json=body).json()
+
     def delete(self, path: str) -> Any:
         """The JSON answer of a DELETE."""
         return self._call("DELETE", path).json()

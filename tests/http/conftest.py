@@ -24,6 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from mlplat import __version__
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.db.lease import LeaseKeeper
+from mlplat.events.log import EventLog
 from mlplat.http.app import create_app
 from mlplat.http.services import Services
 from mlplat.lineage.keeper import LineageKeeper
@@ -48,6 +49,10 @@ from mlplat.tracking.lifecycle import Lifecycle
 from mlplat.tracking.logged_models import LoggedModelStore
 from mlplat.tracking.model import RunUpdate
 from mlplat.tracking.runs import RunStore, write_update
+from mlplat.webhooks.addresses import Targets
+from mlplat.webhooks.sender import Sender
+from mlplat.webhooks.service import Webhooks
+from mlplat.webhooks.store import WebhookStore
 from tests.contract.chdb import as_table, new_service, unique
 from tests.databases import Databases
 from tests.http.served import Served
@@ -161,6 +166,8 @@ async def open_stack(databases: Databases, folder: Path) -> AsyncIterator[Stack]
             registry=RegistryStore(engine),
             registry_history=RegistryHistory(engine),
             moves=MoveStore(engine),
+            events=EventLog(engine),
+            webhooks=Webhooks(WebhookStore(engine), Sender(Targets.parse(["127.0.0.1"]))),
             registry_writer=registry,
             pipelines=PipelineStore(engine),
             automation=AutomationStore(engine),

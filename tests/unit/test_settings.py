@@ -186,3 +186,13 @@ def test_the_embedded_url_names_the_socket_folder(folder: str) -> None:
     url = make_url(embedded_postgres_url(Path(folder)))
     assert (url.username, url.database, url.host) == ("postgres", "mlplat", None)
     assert url.query == {"host": f"{folder}/postgres/socket"}
+
+
+def test_private_targets_of_webhooks_are_hosts_addresses_and_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings().config.webhook_private_targets == ()
+    monkeypatch.setenv("MLPLAT_WEBHOOK_PRIVATE_TARGETS", "hooks.internal, 10.0.0.0/8,,::1 ")
+    assert Settings().config.webhook_private_targets == ("hooks.internal", "10.0.0.0/8", "::1")
+    for wrong in ("http://x/", "10.0.0.0/33", "a b", "-x", "x/8", "*"):
+        monkeypatch.setenv("MLPLAT_WEBHOOK_PRIVATE_TARGETS", wrong)
+        with pytest.raises(ValidationError, match="is no host, address or network"):
+            Settings()

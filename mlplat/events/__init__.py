@@ -1,0 +1,1 @@
+"""What happens in the registry, for those outside: a log that is read by cursors."""
