@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 from mlplat.db.lease import LeaseKeeper
+from mlplat.db.snapshots import Snapshot
 from mlplat.errors import AlreadyExists, Conflict, Fenced, InvalidInput, NotFound, PermissionDenied
+from mlplat.events.log import EventLog
+from mlplat.events.model import Cursor
 from mlplat.metrics.model import Point
 from mlplat.registry.history import Subject
 from mlplat.registry.history_store import RegistryHistory
@@ -116,6 +119,17 @@ async def test_the_last_approval_makes_the_move_and_the_history_says_whose_it_is
         ("eve", True, ""),
     ]
     assert move.closed_at is not None
+
+
+async def test_an_approved_move_is_an_event_like_any_other(desk: Desk) -> None:
+    number = await desk.ask("ann", 1)
+    for user in ("bob", "eve"):
+        await desk.do(user, Decide(desk.name, number, True))
+    page = await EventLog(desk.world.engine).read(Cursor(Snapshot(1, frozenset())), 1_000)
+    told = [(event.kind, event.body["by"]) for event in page.events if desk.name in event.models]
+    assert told[-4:] == [
+        ("move_requested", "ann"), ("move_decided", "bob"), ("move_decided", "eve"), ("stage_set", "ann"),
+    ]  # fmt: skip
 
 
 async def test_a_repeated_approval_is_answered_again_and_moves_nothing_twice(desk: Desk) -> None:
