@@ -13,6 +13,7 @@ from actors.lifecycle import PLATFORM_ENV, spare_garbage_collection
 from mlplat import __version__
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.db.engine import open_engine
+from mlplat.db.reader import Reader
 from mlplat.events.log import EventLog
 from mlplat.http.app import create_app
 from mlplat.http.services import Services
@@ -38,6 +39,7 @@ from mlplat.webhooks.service import Webhooks
 from mlplat.webhooks.store import WebhookStore
 
 POOL_SIZE = 16
+READERS = 8
 MAX_ONGOING_REQUESTS = 400
 ARTIFACT_ROOT = "mlflow-artifacts:"
 
@@ -58,7 +60,7 @@ def gateway(config: PlatformConfig, replicas: int = 1) -> Any:
             lifecycle=Lifecycle.build(engine, artifacts, metrics, LineageKeeper(records), ARTIFACT_ROOT),
             lineage=LineageStore(records),
             metrics=metrics,
-            registry=RegistryStore(engine),
+            registry=RegistryStore(engine, Reader(config.postgres_url, "gateway reads", READERS)),
             registry_history=RegistryHistory(engine),
             moves=MoveStore(engine),
             events=EventLog(engine),

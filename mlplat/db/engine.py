@@ -27,7 +27,8 @@ CONNECTION_ERRORS = (OperationalError, InterfaceError, PoolTimeoutError)
 DISK_FULL, READ_ONLY = "53100", "25006"
 
 
-def _connect_args(application: str) -> dict[str, object]:
+def connect_args(application: str) -> dict[str, object]:
+    """How every connection is made; ``application`` shows in pg_stat_activity."""
     return {
         "connect_timeout": CONNECT_TIMEOUT_S,
         "application_name": f"mlplat {application}",
@@ -39,7 +40,7 @@ def _connect_args(application: str) -> dict[str, object]:
     }
 
 
-class _Connection(psycopg.AsyncConnection[Any]):
+class BoundedConnection(psycopg.AsyncConnection[Any]):
     """Gives up on a server that neither answers nor hangs up, such as one behind a network that went away."""
 
     answer_timeout_s = ANSWER_TIMEOUT_S
@@ -63,9 +64,9 @@ class _Connection(psycopg.AsyncConnection[Any]):
             raise
 
 
-def _connect_bounded(answer_timeout_s: float) -> Callable[..., Awaitable[_Connection]]:
-    async def connect(*args: Any, **options: Any) -> _Connection:
-        connection = await _Connection.connect(*args, **options)
+def _connect_bounded(answer_timeout_s: float) -> Callable[..., Awaitable[BoundedConnection]]:
+    async def connect(*args: Any, **options: Any) -> BoundedConnection:
+        connection = await BoundedConnection.connect(*args, **options)
         connection.answer_timeout_s = answer_timeout_s
         return connection
 
@@ -85,7 +86,7 @@ def open_engine(
         max_overflow=0,
         pool_timeout=POOL_TIMEOUT_S,
         pool_pre_ping=True,
-        connect_args=_connect_args(application) | {"async_creator_fn": _connect_bounded(answer_timeout_s)},
+        connect_args=connect_args(application) | {"async_creator_fn": _connect_bounded(answer_timeout_s)},
     )
     event.listen(engine.sync_engine, "handle_error", _refused_for_now)
     return engine
@@ -160,7 +161,7 @@ class HeldConnection:
 
 def open_sync_engine(url: str, application: str) -> Engine:
     """A blocking engine of one connection, for migrations and bring-up."""
-    return create_engine(url, pool_size=1, max_overflow=0, connect_args=_connect_args(application))
+    return create_engine(url, pool_size=1, max_overflow=0, connect_args=connect_args(application))
 
 
 def is_serialization_failure(error: DBAPIError) -> bool:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Row, Select, and_, bindparam, func, select
+from sqlalchemy import Executable, Select, and_, bindparam, func, select
 from sqlalchemy.dialects.postgresql import aggregate_order_by, distinct_on
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from mlplat.db.reader import Fixed
 from mlplat.db.tables import model_alias, model_version, model_version_tag, registered_model, registered_model_tag
 from mlplat.registry.model import ModelVersion, RegisteredModel, Stage
 from mlplat.registry.semver import SemanticVersion
@@ -44,14 +45,16 @@ _ALIASES = (
 VERSIONS = select(*(column for column in model_version.c if column is not model_version.c.facts), _TAGS, _ALIASES)
 _OF_MODEL = VERSIONS.where(model_version.c.name == bindparam("of"))
 #: With the parameters ``of``, a model's name, and ``number``.
-BY_NUMBER = _OF_MODEL.where(model_version.c.version == bindparam("number"))
+BY_NUMBER = Fixed.of(_OF_MODEL.where(model_version.c.version == bindparam("number")))
 #: With ``of``.
-NEWEST = _OF_MODEL.order_by(model_version.c.version.desc()).limit(1)
+NEWEST = Fixed.of(_OF_MODEL.order_by(model_version.c.version.desc()).limit(1))
 #: With ``of`` and ``pointing``, the alias.
-BY_ALIAS = _OF_MODEL.join(
-    model_alias,
-    and_(model_alias.c.name == model_version.c.name, model_alias.c.version == model_version.c.version),
-).where(model_alias.c.alias == bindparam("pointing"))
+BY_ALIAS = Fixed.of(
+    _OF_MODEL.join(
+        model_alias,
+        and_(model_alias.c.name == model_version.c.name, model_alias.c.version == model_version.c.version),
+    ).where(model_alias.c.alias == bindparam("pointing"))
+)
 
 
 async def load_models(connection: AsyncConnection, query: Select[Any]) -> list[RegisteredModel]:
@@ -82,10 +85,14 @@ async def load_models(connection: AsyncConnection, query: Select[Any]) -> list[R
 
 
 async def load_versions(
-    connection: AsyncConnection, query: Select[Any], parameters: Mapping[str, Any] | None = None
+    connection: AsyncConnection, query: Executable, parameters: Mapping[str, Any] | None = None
 ) -> list[ModelVersion]:
     """The versions that ``query``, made from ``VERSIONS``, finds, in its order."""
-    rows: Sequence[Row[Any]] = (await connection.execute(query, parameters)).all()
+    return versions_of((await connection.execute(query, parameters)).all())
+
+
+def versions_of(rows: Sequence[Any]) -> list[ModelVersion]:
+    """The versions that rows of ``VERSIONS`` are."""
     return [
         ModelVersion(
             row.name, row.version, row.description, row.source, row.artifact_uri, row.run_id, row.run_link,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from mlplat.db.reader import Fixed, Reader
 from mlplat.db.tables import model_version, registered_model
 from mlplat.errors import InvalidInput, NotFound
-from mlplat.registry.loading import BY_ALIAS, BY_NUMBER, NEWEST, VERSIONS, load_models, load_versions
+from mlplat.registry.loading import BY_ALIAS, BY_NUMBER, NEWEST, VERSIONS, load_models, load_versions, versions_of
 from mlplat.registry.model import ModelVersion, RegisteredModel, Stage, parse_stage, parse_version
 from mlplat.registry.semver import SemanticVersion, VersionRange, is_range, parse_range
 
@@ -15,9 +18,11 @@ from mlplat.registry.semver import SemanticVersion, VersionRange, is_range, pars
 class RegistryStore:
     """All methods are safe to call concurrently. ``get_*`` raises NotFound, ``search_*`` returns lists."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, reader: Reader | None = None) -> None:
+        """``reader`` finds single versions, which many ask for, at less cost."""
         # Each statement sees what is committed: no transaction around it, and no round trips for one.
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._reader = reader
 
     async def get_model(self, name: str) -> RegisteredModel:
         """The model with its newest versions."""
@@ -37,8 +42,7 @@ class RegistryStore:
 
     async def get_version(self, name: str, version: int) -> ModelVersion:
         """One version."""
-        async with self._engine.connect() as connection:
-            found = await load_versions(connection, BY_NUMBER, {"of": name, "number": version})
+        found = await self._find(BY_NUMBER, of=name, number=version)
         if not found:
             raise NotFound(f"Model Version (name={name}, version={version}) not found")
         return found[0]
@@ -50,9 +54,8 @@ class RegistryStore:
             InvalidInput: no such alias (MLflow answers 400 here).
             NotFound: no such model.
         """
-        query = NEWEST if alias.lower() == "latest" else BY_ALIAS
-        async with self._engine.connect() as connection:
-            found = await load_versions(connection, query, {"of": name, "pointing": alias})
+        is_newest = alias.lower() == "latest"
+        found = await (self._find(NEWEST, of=name) if is_newest else self._find(BY_ALIAS, of=name, pointing=alias))
         if not found:
             await self.get_model(name)
             raise InvalidInput(f"Registered model alias {alias} not found.")
@@ -112,3 +115,9 @@ class RegistryStore:
             query = query.where(model_version.c.run_id == run_id)
         async with self._engine.connect() as connection:
             return await load_versions(connection, query.limit(limit).offset(offset))
+
+    async def _find(self, statement: Fixed, **parameters: Any) -> list[ModelVersion]:
+        if self._reader is not None:
+            return versions_of(await self._reader.rows(statement, parameters))
+        async with self._engine.connect() as connection:
+            return await load_versions(connection, statement.query, parameters)

@@ -24,6 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from mlplat import __version__
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.db.lease import LeaseKeeper
+from mlplat.db.reader import Reader
 from mlplat.events.log import EventLog
 from mlplat.http.app import create_app
 from mlplat.http.services import Services
@@ -153,6 +154,7 @@ async def open_stack(databases: Databases, folder: Path) -> AsyncIterator[Stack]
         for service in (metrics, registry, scheduler):
             await service.start()
         artifacts = ArtifactStore(f"file://{folder}")
+        reader = Reader(engine.url.render_as_string(hide_password=False), "tests", 4)
         records = RunRecords(engine, artifacts, port.query)
         services = Services(
             experiments=experiments,
@@ -163,7 +165,7 @@ async def open_stack(databases: Databases, folder: Path) -> AsyncIterator[Stack]
             lifecycle=Lifecycle.build(engine, artifacts, port, LineageKeeper(records), "mlflow-artifacts:"),
             lineage=LineageStore(records),
             metrics=port,
-            registry=RegistryStore(engine),
+            registry=RegistryStore(engine, reader),
             registry_history=RegistryHistory(engine),
             moves=MoveStore(engine),
             events=EventLog(engine),
@@ -178,6 +180,7 @@ async def open_stack(databases: Databases, folder: Path) -> AsyncIterator[Stack]
         yield Stack(create_app(services, __version__), engine, services, executor, actors, folder)
         for service in (scheduler, registry, metrics):
             await service.stop()
+        await reader.close()
 
 
 @pytest.fixture(scope="session")
