@@ -13,10 +13,11 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI
 from starlette.datastructures import Headers
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, ExceptionHandler, Receive, Scope, Send
 
 from mlplat.errors import InvalidInput
 from mlplat.http.bodies import decode_request
@@ -74,10 +75,32 @@ class _RouteTable(BaseRoute):
         await scope[_FOUND].handle(scope, receive, send)
 
 
+class _Direct:
+    """Lets routes of the table answer at once: FastAPI's own layers, of which they need none but its error handlers,
+    cost more than many of their answers."""
+
+    def __init__(self, app: ASGIApp, table: _RouteTable, handlers: Mapping[Any, ExceptionHandler]) -> None:
+        self._app = app
+        self._table = table
+        expected = {error: handler for error, handler in handlers.items() if error not in {500, Exception}}
+        self._answer = ExceptionMiddleware(table.handle, expected)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] == "http":
+            match, found = self._table.matches(scope)
+            if match is Match.FULL:
+                scope.update(found)
+                await self._answer(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
 def install(app: FastAPI, services: Services, endpoints: Sequence[Endpoint]) -> None:
     """Adds the endpoints to the app. They stay out of the OpenAPI document: MLflow documents them."""
     table = _RouteTable()
-    app.router.routes.append(table)
+    app.router.routes.append(table)  # for what is no full match, such as another method
+    app.add_middleware(_Direct, table=table, handlers=app.exception_handlers)
     for endpoint in endpoints:
         for prefix in PREFIXES:
             path = f"{prefix}/{endpoint.path}"
