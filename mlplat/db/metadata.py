@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Column, DateTime, MetaData, text
+from sqlalchemy import Column, DateTime, Index, MetaData, text
 
 metadata = MetaData(
     naming_convention={
@@ -13,9 +13,23 @@ metadata = MetaData(
     }
 )
 
+#: Values of params and tags up to this many characters are searched in an index of their own; a btree entry
+#: cannot hold the longest ones.
+SHORT_VALUE = 256
 NOW = text("clock_timestamp()")
 
 
 def time_column(name: str, *, nullable: bool = False, default: bool = False) -> Column[object]:
     """A time with a zone; by default none, or the database's clock."""
     return Column(name, DateTime(timezone=True), nullable=nullable, server_default=NOW if default else None)
+
+
+def value_indexes(table: str, *owner: str) -> tuple[Index, Index]:
+    """Indexes that find the owners of a key by its value, without a look at the table."""
+    included = list(owner)
+    return (
+        Index(f"ix_{table}_short_value", "key", "value", postgresql_include=included,
+              postgresql_where=text(f"length(value) <= {SHORT_VALUE}")),
+        Index(f"ix_{table}_long_value", "key", postgresql_include=included,
+              postgresql_where=text(f"length(value) > {SHORT_VALUE}")),
+    )  # fmt: skip

@@ -21,8 +21,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import DOUBLE_PRECISION, JSON, JSONB
 
+from mlplat.db.metadata import SHORT_VALUE as SHORT_VALUE
 from mlplat.db.metadata import metadata as metadata
 from mlplat.db.metadata import time_column as _time
+from mlplat.db.metadata import value_indexes
 from mlplat.db.registry_tables import model_alias as model_alias
 from mlplat.db.registry_tables import model_version as model_version
 from mlplat.db.registry_tables import model_version_tag as model_version_tag
@@ -30,10 +32,6 @@ from mlplat.db.registry_tables import registered_model as registered_model
 from mlplat.db.registry_tables import registered_model_tag as registered_model_tag
 from mlplat.db.registry_tables import registry_change as registry_change
 from mlplat.db.registry_tables import registry_event as registry_event
-
-#: Values of params and tags up to this many characters are searched in an index of their own; a btree entry
-#: cannot hold the longest ones.
-SHORT_VALUE = 256
 
 
 def number_sql(column: str) -> str:
@@ -46,16 +44,6 @@ def number_sql(column: str) -> str:
         f"CASE WHEN length({column}) <= 200 AND ({column} ~ '{number}' OR {column} ~* '{infinity}') "
         f"THEN ({column})::double precision END"
     )
-
-
-def _value_indexes(table: str, owner: str) -> tuple[Index, Index]:
-    """Indexes that find the owners of a key by its value, without a look at the table."""
-    return (
-        Index(f"ix_{table}_short_value", "key", "value", postgresql_include=[owner],
-              postgresql_where=text(f"length(value) <= {SHORT_VALUE}")),
-        Index(f"ix_{table}_long_value", "key", postgresql_include=[owner],
-              postgresql_where=text(f"length(value) > {SHORT_VALUE}")),
-    )  # fmt: skip
 
 
 # -- leases ------------------------------------------------------------------------------------
@@ -129,7 +117,7 @@ run_param = Table(
     Column("key", Text, primary_key=True),
     Column("value", Text, nullable=False),
     Column("number", DOUBLE_PRECISION, Computed(number_sql("value"), persisted=True), nullable=True),
-    *_value_indexes("run_param", "run_id"),
+    *value_indexes("run_param", "run_id"),
     Index("ix_run_param_number", "key", "number", postgresql_include=["run_id"],
           postgresql_where=text("number IS NOT NULL")),
 )  # fmt: skip
@@ -140,7 +128,7 @@ run_tag = Table(
     Column("run_id", ForeignKey("run.run_id", ondelete="CASCADE"), primary_key=True),
     Column("key", Text, primary_key=True),
     Column("value", Text, nullable=False),
-    *_value_indexes("run_tag", "run_id"),
+    *value_indexes("run_tag", "run_id"),
 )
 
 # -- datasets and logged models ----------------------------------------------------------------

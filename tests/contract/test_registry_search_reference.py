@@ -7,6 +7,7 @@ import random
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import product
 from typing import Any
 
 import pytest
@@ -95,7 +96,7 @@ async def world(databases: Databases, metric_store: MetricStore) -> AsyncIterato
         for number in range(MODELS):
             await _make_model(dice, engine, world, f"model-{number}", number)
         for number in range(VERSIONS):
-            await _make_version(dice, engine, world, number, dice.choice([None, *runs]))
+            await _make_version(dice, engine, world, number, dice.choice(runs) if dice.random() < 0.5 else None)
         yield world
 
 
@@ -142,9 +143,11 @@ async def _make_version(dice: random.Random, engine: AsyncEngine, world: World, 
     updated = START + timedelta(seconds=number // 3)  # ties
     tags = {key: dice.choice(TEXTS) for key in "tu" if dice.random() < 0.7}
     free = [alias for alias in ALIASES if alias not in model.aliases and dice.random() < 0.3]
+    used = {one.semantic for one in world.versions if one.name == model.name}
+    unused = [one for one in product(range(3), range(3), range(3)) if one not in used]
     known = Known(
         model.name, to_ms(updated), tags, set(free), number + 1, dice.choice(["ann", "bob"]), dice.choice(STAGES),
-        (dice.randint(0, 2), dice.randint(0, 2), number), run, model.is_prompt,
+        dice.choice(unused), run, model.is_prompt,
     )  # fmt: skip
     model.aliases.update(free)
     key = {"name": known.name, "version": known.version}
@@ -242,7 +245,7 @@ def _semantic(dice: random.Random) -> tuple[str, Test]:
     kind = dice.choice(["exact", "caret", "x", "list"])
     if kind == "exact":
         comparator = dice.choice([">", ">=", "<", "<="])
-        wanted = (major, minor, dice.randint(0, VERSIONS))
+        wanted = (major, minor, dice.randint(0, 2))
         text = f"semantic_version {comparator} '{'.'.join(map(str, wanted))}'"
         return text, lambda one: {">": one.semantic > wanted, ">=": one.semantic >= wanted,
                                   "<": one.semantic < wanted, "<=": one.semantic <= wanted}[comparator]  # fmt: skip
@@ -284,7 +287,7 @@ def _compare(left: float, comparator: str, right: float) -> bool:
 
 
 def _tree(dice: random.Random, depth: int, leaf: Callable[[random.Random], tuple[str, Test]]) -> tuple[str, Test]:
-    kind = dice.choice(["leaf", "and", "and", "or", "not"]) if depth else "leaf"
+    kind = dice.choice(["leaf", "and", "and", "or", "not", "not"]) if depth else "leaf"
     if kind == "leaf":
         return leaf(dice)
     text, test = _tree(dice, depth - 1, leaf)
@@ -341,7 +344,7 @@ def _orders(
 
 
 @pytest.mark.parametrize("sizes", ["usual", "all large", "nothing tested by name"])
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(10))
 async def test_versions_agree_with_the_reference_on_every_page(
     world: World, monkeypatch: pytest.MonkeyPatch, seed: int, sizes: str
 ) -> None:
@@ -352,16 +355,17 @@ async def test_versions_agree_with_the_reference_on_every_page(
         monkeypatch.setattr(search, "MAX_TESTED", 0)
         monkeypatch.setattr(search, "MAX_COUNTED", 0)
     dice = random.Random(seed)
-    filter_text, test = _tree(dice, dice.randint(0, 3), _comparison_of_versions)
-    orders, key = _orders(dice, VERSION_ORDERS)
-    expected = sorted((one for one in world.versions if test(one) and not one.is_prompt), key=key)
-    seen, token, size = list[tuple[str, int]](), None, dice.choice([1, 3, 7, 100])
-    for _page in range(VERSIONS + 1):
-        page = await search_versions(world.store, world.reader, filter_text, orders, size, token)
-        seen += [(found.name, found.version) for found in page.versions]
-        if (token := page.next_token) is None:
-            break
-    assert seen == [(one.name, one.version) for one in expected], (filter_text, orders)
+    for _search in range(10):
+        filter_text, test = _tree(dice, dice.randint(0, 3), _comparison_of_versions)
+        orders, key = _orders(dice, VERSION_ORDERS)
+        expected = sorted((one for one in world.versions if test(one) and not one.is_prompt), key=key)
+        seen, token, size = list[tuple[str, int]](), None, dice.choice([2, 7, 100])
+        for _page in range(VERSIONS + 1):
+            page = await search_versions(world.store, world.reader, filter_text, orders, size, token)
+            seen += [(found.name, found.version) for found in page.versions]
+            if (token := page.next_token) is None:
+                break
+        assert seen == [(one.name, one.version) for one in expected], (filter_text, orders)
 
 
 @pytest.mark.parametrize("seed", range(40))
