@@ -21,8 +21,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import DOUBLE_PRECISION, JSON, JSONB
 
-from mlplat.db.metadata import SHORT_VALUE as SHORT_VALUE
 from mlplat.db.metadata import metadata as metadata
+from mlplat.db.metadata import short_value as short_value
 from mlplat.db.metadata import time_column as _time
 from mlplat.db.metadata import value_indexes
 from mlplat.db.registry_tables import model_alias as model_alias

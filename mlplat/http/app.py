@@ -35,6 +35,7 @@ from mlplat.http.routes import (
     heartbeats,
     imports,
     lifecycle,
+    model_search,
     models,
     pipeline_events,
     pipeline_logs,
@@ -144,6 +145,7 @@ def create_app(services: Services, version: str) -> FastAPI:
     app.include_router(lifecycle.router(services))
     app.include_router(imports.router(services))
     app.include_router(models.router(services))
+    app.include_router(model_search.router(services))
     app.include_router(schedules.router(services))
     app.include_router(triggers.router(services))
     app.add_middleware(LocalOnly)

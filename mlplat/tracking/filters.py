@@ -36,7 +36,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.types import BigInteger
 
-from mlplat.db.tables import SHORT_VALUE, dataset, number_sql, run, run_input
+from mlplat.db.tables import dataset, number_sql, run, run_input, short_value
 from mlplat.metrics.ranking import SEPARATOR
 from mlplat.tracking.fields import Entity
 from mlplat.tracking.model import ViewType, from_ms
@@ -90,9 +90,9 @@ def among(run_ids: str, column: ColumnElement[Any] = run.c.run_id) -> ColumnElem
     return column == func.any(func.string_to_array(literal(run_ids, Text), SEPARATOR))
 
 
-def is_short(value: ColumnElement[Any]) -> ColumnElement[bool]:
+def is_short(value: Column[Any]) -> ColumnElement[bool]:
     """Exactly the predicate of the index on short values."""
-    return func.length(value) <= literal_column(str(SHORT_VALUE))
+    return func.length(value) <= literal_column(str(short_value(value.table.name)))
 
 
 class FilterCompiler:
@@ -187,11 +187,11 @@ def entry_conditions(pairs: Table, comparison: Comparison) -> list[ColumnElement
     if comparison.is_numeric:
         number = pairs.c.number if "number" in pairs.c else literal_column(number_sql(f"{pairs.name}.value"))
         return [and_(key, number.is_not(None), TESTS[comparison.comparator](number, comparison.value))]
-    value: ColumnElement[Any] = pairs.c.value
+    value: Column[Any] = pairs.c.value
     test = true() if comparison.value is None else TESTS[comparison.comparator](value, comparison.value)
     conditions = [and_(key, is_short(value), test)]
     wanted = comparison.value if isinstance(comparison.value, tuple) else (comparison.value,)
-    only_short = all(isinstance(text, str) and len(text) <= SHORT_VALUE for text in wanted)
+    only_short = all(isinstance(text, str) and len(text) <= short_value(pairs.name) for text in wanted)
     if comparison.comparator not in {"=", "IN"} or not only_short:
         conditions.append(and_(key, not_(is_short(value)), test))
     return conditions

@@ -16,9 +16,9 @@ _NEWEST = "updated_at DESC, name, version DESC"
 def upgrade() -> None:
     for table, owner in _OWNERS.items():
         op.execute(
-            f"CREATE INDEX ix_{table}_short_value ON {table} (key, value) INCLUDE ({owner}) WHERE length(value) <= 256"
+            f"CREATE INDEX ix_{table}_short_value ON {table} (key, value) INCLUDE ({owner}) WHERE length(value) <= 64"
         )
-        op.execute(f"CREATE INDEX ix_{table}_long_value ON {table} (key) INCLUDE ({owner}) WHERE length(value) > 256")
+        op.execute(f"CREATE INDEX ix_{table}_long_value ON {table} (key) INCLUDE ({owner}) WHERE length(value) > 64")
     op.execute("CREATE INDEX ix_model_alias_alias ON model_alias (alias) INCLUDE (name, version)")
     op.execute(f"CREATE INDEX ix_model_version_newest ON model_version ({_NEWEST})")
     op.execute(f"CREATE INDEX ix_model_version_stage_newest ON model_version (stage, {_NEWEST}) WHERE stage <> 'None'")
