@@ -78,14 +78,21 @@ model_version = Table(
     UniqueConstraint("name", "semantic"),
     # The newest version of each stage.
     Index(None, "name", "stage", "version"),
-    # The order of a search; of the few versions that have a stage, also by it.
-    Index("ix_model_version_newest", text("updated_at DESC"), "name", text("version DESC")),
+    # The order of a search, which walks it without a look at the table; of the few versions with a stage, also by it.
+    Index(
+        "ix_model_version_newest",
+        text("updated_at DESC"),
+        "name",
+        text("version DESC"),
+        postgresql_include=["run_id"],
+    ),
     Index(
         "ix_model_version_stage_newest",
         "stage",
         text("updated_at DESC"),
         "name",
         text("version DESC"),
+        postgresql_include=["run_id"],
         postgresql_where=text("stage <> 'None'"),
     ),
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, cast, func, literal, or_, select
+from sqlalchemy import ColumnElement, Select, and_, cast, func, literal, or_, select
 from sqlalchemy.types import DOUBLE_PRECISION, Text
 
 from mlplat.db.tables import (
@@ -127,6 +127,10 @@ class RegistryCompiler(FilterCompiler):
     def is_probed(self, comparison: Comparison) -> bool:
         """See ``FilterCompiler``."""
         return comparison in self._probed
+
+    def lookup(self, query: Select[Any]) -> Select[Any]:
+        """See ``FilterCompiler``. Without the offset the planner may gather the entries of all rows instead."""
+        return query.offset(0)
 
     def is_no_prompt(self) -> ColumnElement[bool]:
         """MLflow's rule: whatever has the name of a prompt, or of a version of one, is not shown unless asked for."""

@@ -1,9 +1,9 @@
 """Search of models and versions, in the language of run search; their own fields are in ``filters``.
 
-A page of versions costs about the same whatever the filter: how many entries (tags, params, aliases …) pass each
-comparison is counted first, but no further than ``LARGE``. The smallest set that must hold, if it is not large, is what
-the search starts from, and each of its versions is looked up. Else versions are walked in their order until the page
-is full, which is soon: many pass. Large sets are not gathered either, but looked into for every version.
+How many entries (tags, params, aliases …) pass each comparison is counted first, but no further than ``LARGE``. If few
+pass one that must hold, the search starts from these, and looks each of their versions up. Else versions are walked in
+their order, on an index, until the page is full, which is soon: many pass. Sets that are large are not gathered for
+that, but looked into for each version that the walk comes by.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from mlplat.tracking.orders import Order, compile_order
 from mlplat.tracking.paging import SortValue, decode_token, digest, encode_token
 from mlplat.tracking.search import AllOf, Comparison, OrderBy, comparisons, parse_filter, parse_orders
 
+#: So few are found by name sooner than in a walk over a million.
+FEW = 2_000
 #: Sets of entries are counted up to here.
 LARGE = 20_000
 #: So many comparisons of a filter are counted.
@@ -158,10 +160,10 @@ class _VersionSearch:
         return dict(zip(wanted, row, strict=True))
 
     def _start(self, sizes: dict[Comparison, int]) -> Comparison | None:
-        """What must hold and has the fewest entries, unless these are many."""
+        """What must hold and has the fewest entries, if these are few."""
         parts = [part for part in self._rest.operands if isinstance(part, Comparison) and part in sizes]
         smallest = min(parts, key=sizes.__getitem__, default=None)
-        return None if smallest is None or sizes[smallest] > LARGE else smallest
+        return None if smallest is None or sizes[smallest] > FEW else smallest
 
     async def _select(
         self, start: Comparison | None, condition: ColumnElement[bool], cursor: list[SortValue] | None, limit: int

@@ -144,6 +144,10 @@ class FilterCompiler:
         """Whether its entries are looked up row by row, rather than all at once."""
         return self._probe
 
+    def lookup(self, query: Select[Any]) -> Select[Any]:
+        """The query of a row's own entries, as it is to be planned."""
+        return query
+
     def entries(self, comparison: Comparison) -> Entries:
         """The entries (params, tags, datasets, one of many) that pass."""
         owner = self._tables.owner(comparison.field.entity)
@@ -162,7 +166,7 @@ class FilterCompiler:
         if self.is_probed(comparison):
             mine = and_(*(ours == theirs for ours, theirs in zip(found.names, found.owner, strict=True)))
             bases = [column.table for column in found.owner]
-            return or_(*(once(exists(query.where(mine).correlate(*bases))) for query in found.queries))
+            return or_(*(once(exists(self.lookup(query.where(mine)).correlate(*bases))) for query in found.queries))
         one = found.owner[0] if len(found.owner) == 1 else tuple_(*found.owner)
         return once(one.in_(found.query))
 

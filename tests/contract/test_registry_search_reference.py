@@ -343,12 +343,15 @@ def _orders(
     return [f"{name} {direction}" for name, direction in chosen], key
 
 
-@pytest.mark.parametrize("sizes", ["usual", "all large", "nothing tested by name"])
+@pytest.mark.parametrize("sizes", ["usual", "all many", "all large", "nothing tested by name"])
 @pytest.mark.parametrize("seed", range(10))
 async def test_versions_agree_with_the_reference_on_every_page(
     world: World, monkeypatch: pytest.MonkeyPatch, seed: int, sizes: str
 ) -> None:
+    if sizes == "all many":
+        monkeypatch.setattr(search, "FEW", 0)
     if sizes == "all large":
+        monkeypatch.setattr(search, "FEW", 0)
         monkeypatch.setattr(search, "LARGE", 0)
         monkeypatch.setattr(search, "MAX_TESTED", 12)
     if sizes == "nothing tested by name":

@@ -11,6 +11,7 @@ depends_on = None
 
 _OWNERS = {"registered_model_tag": "name", "model_version_tag": "name, version"}
 _NEWEST = "updated_at DESC, name, version DESC"
+_RUN = "INCLUDE (run_id)"
 
 
 def upgrade() -> None:
@@ -20,8 +21,10 @@ def upgrade() -> None:
         )
         op.execute(f"CREATE INDEX ix_{table}_long_value ON {table} (key) INCLUDE ({owner}) WHERE length(value) > 64")
     op.execute("CREATE INDEX ix_model_alias_alias ON model_alias (alias) INCLUDE (name, version)")
-    op.execute(f"CREATE INDEX ix_model_version_newest ON model_version ({_NEWEST})")
-    op.execute(f"CREATE INDEX ix_model_version_stage_newest ON model_version (stage, {_NEWEST}) WHERE stage <> 'None'")
+    op.execute(f"CREATE INDEX ix_model_version_newest ON model_version ({_NEWEST}) {_RUN}")
+    op.execute(
+        f"CREATE INDEX ix_model_version_stage_newest ON model_version (stage, {_NEWEST}) {_RUN} WHERE stage <> 'None'"
+    )
 
 
 def downgrade() -> None:
