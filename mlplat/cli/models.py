@@ -10,6 +10,7 @@ from urllib.parse import quote
 import typer
 from rich.console import Console
 
+from mlplat.cli.model_search import search
 from mlplat.cli.tables import plain_table
 from mlplat.errors import InvalidInput
 from mlplat.registry.model import parse_stage
@@ -17,6 +18,7 @@ from mlplat.sdk.client import client_for, default_url
 
 models = typer.Typer(no_args_is_help=True, help="Registered models: aliases, stages, and their history.")
 console = Console(highlight=False, soft_wrap=True)
+models.command("search")(search)
 Name = Annotated[str, typer.Argument(help="The registered model.")]
 _Alias = Annotated[str, typer.Argument(help="An alias, such as champion.")]
 Reason = Annotated[str, typer.Option(help="Stays in the history.")]

@@ -25,6 +25,11 @@ ANSWER_TIMEOUT_S = STATEMENT_TIMEOUT_MS / 1000 + 5
 CONNECTION_ERRORS = (OperationalError, InterfaceError, PoolTimeoutError)
 #: SQLSTATEs of a server that can be read and takes no writes: its disk is full, or so nearly full that it was told to.
 DISK_FULL, READ_ONLY = "53100", "25006"
+#: For the transaction of a search. A plan made for any values would not know how many rows these match; the sets of a
+#: filter must fit in memory, else they are searched from front to end for every row.
+SEARCH_SETTINGS = text(
+    "SELECT set_config('plan_cache_mode', 'force_custom_plan', true), set_config('work_mem', '64MB', true)"
+)
 
 
 def connect_args(application: str) -> dict[str, object]:

@@ -19,7 +19,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from mlplat.db.metadata import metadata
+from mlplat.db.metadata import metadata, value_indexes
 from mlplat.db.metadata import time_column as _time
 from mlplat.db.snapshots import TRANSACTION_ID
 
@@ -49,6 +49,7 @@ registered_model_tag = Table(
     ),
     Column("key", Text, primary_key=True),
     Column("value", Text, nullable=False),
+    *value_indexes("registered_model_tag", "name"),
 )
 
 model_version = Table(
@@ -83,6 +84,23 @@ model_version = Table(
     UniqueConstraint("name", "semantic"),
     # The newest version of each stage.
     Index(None, "name", "stage", "version"),
+    # The order of a search, which walks it without a look at the table; of the few versions with a stage, also by it.
+    Index(
+        "ix_model_version_newest",
+        text("updated_at DESC"),
+        "name",
+        text("version DESC"),
+        postgresql_include=["run_id"],
+    ),
+    Index(
+        "ix_model_version_stage_newest",
+        "stage",
+        text("updated_at DESC"),
+        "name",
+        text("version DESC"),
+        postgresql_include=["run_id"],
+        postgresql_where=text("stage <> 'None'"),
+    ),
 )
 
 model_version_tag = Table(
@@ -98,6 +116,7 @@ model_version_tag = Table(
         ondelete="CASCADE",
         onupdate="CASCADE",
     ),
+    *value_indexes("model_version_tag", "name", "version"),
 )
 
 model_alias = Table(
@@ -112,6 +131,7 @@ model_alias = Table(
         ondelete="CASCADE",
         onupdate="CASCADE",
     ),
+    Index(None, "alias", postgresql_include=["name", "version"]),
 )
 
 registry_event = Table(

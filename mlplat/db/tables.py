@@ -27,7 +27,9 @@ from mlplat.db.approval_tables import registry_refusal as registry_refusal
 from mlplat.db.lineage_tables import lineage_edge as lineage_edge
 from mlplat.db.lineage_tables import lineage_run as lineage_run
 from mlplat.db.metadata import metadata as metadata
+from mlplat.db.metadata import short_value as short_value
 from mlplat.db.metadata import time_column as _time
+from mlplat.db.metadata import value_indexes
 from mlplat.db.registry_tables import model_alias as model_alias
 from mlplat.db.registry_tables import model_version as model_version
 from mlplat.db.registry_tables import model_version_tag as model_version_tag
@@ -37,10 +39,6 @@ from mlplat.db.registry_tables import registry_change as registry_change
 from mlplat.db.registry_tables import registry_event as registry_event
 from mlplat.db.webhook_tables import webhook as webhook
 from mlplat.db.webhook_tables import webhook_delivery as webhook_delivery
-
-#: Values of params and tags up to this many characters are searched in an index of their own; a btree entry
-#: cannot hold the longest ones.
-SHORT_VALUE = 256
 
 
 def number_sql(column: str) -> str:
@@ -53,16 +51,6 @@ def number_sql(column: str) -> str:
         f"CASE WHEN length({column}) <= 200 AND ({column} ~ '{number}' OR {column} ~* '{infinity}') "
         f"THEN ({column})::double precision END"
     )
-
-
-def _value_indexes(table: str, owner: str) -> tuple[Index, Index]:
-    """Indexes that find the owners of a key by its value, without a look at the table."""
-    return (
-        Index(f"ix_{table}_short_value", "key", "value", postgresql_include=[owner],
-              postgresql_where=text(f"length(value) <= {SHORT_VALUE}")),
-        Index(f"ix_{table}_long_value", "key", postgresql_include=[owner],
-              postgresql_where=text(f"length(value) > {SHORT_VALUE}")),
-    )  # fmt: skip
 
 
 # -- leases ------------------------------------------------------------------------------------
@@ -136,7 +124,7 @@ run_param = Table(
     Column("key", Text, primary_key=True),
     Column("value", Text, nullable=False),
     Column("number", DOUBLE_PRECISION, Computed(number_sql("value"), persisted=True), nullable=True),
-    *_value_indexes("run_param", "run_id"),
+    *value_indexes("run_param", "run_id"),
     Index("ix_run_param_number", "key", "number", postgresql_include=["run_id"],
           postgresql_where=text("number IS NOT NULL")),
 )  # fmt: skip
@@ -147,7 +135,7 @@ run_tag = Table(
     Column("run_id", ForeignKey("run.run_id", ondelete="CASCADE"), primary_key=True),
     Column("key", Text, primary_key=True),
     Column("value", Text, nullable=False),
-    *_value_indexes("run_tag", "run_id"),
+    *value_indexes("run_tag", "run_id"),
     # The runs of a pipeline run.
     Index("ix_run_tag_pipeline_run", "value", "run_id", postgresql_where=text("key = 'mlplat.pipelineRun'")),
     # The runs within a run.

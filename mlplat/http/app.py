@@ -40,6 +40,7 @@ from mlplat.http.routes import (
     lifecycle,
     lineage,
     model_events,
+    model_search,
     models,
     pipeline_events,
     pipeline_logs,
@@ -158,6 +159,7 @@ def create_app(services: Services, version: str) -> FastAPI:
     app.include_router(models.router(services))
     app.include_router(approvals.router(services))
     app.include_router(lineage.router(services))
+    app.include_router(model_search.router(services))
     app.include_router(schedules.router(services))
     app.include_router(triggers.router(services))
     app.include_router(webhooks.router(services.webhooks))

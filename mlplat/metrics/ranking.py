@@ -97,8 +97,10 @@ _IN_EXPERIMENTS = "experiment_id IN {experiment_ids:Array(Int64)}"
 _AMONG = "run_id IN {run_ids:Array(String)}"
 
 
-def matching(experiment_ids: Sequence[int], tests: Sequence[MetricTest]) -> Statement:
-    """One row ``(run_ids)``: the runs that pass every test, joined by ``SEPARATOR``."""
+def matching(experiment_ids: Sequence[int] | None, tests: Sequence[MetricTest]) -> Statement:
+    """One row ``(run_ids)``: the runs that pass every test, joined by ``SEPARATOR``; None: of all experiments."""
+    if experiment_ids is None:
+        return _joined_ids(_Grouped("metric_latest", "1", {}, tests))
     return _joined_ids(_Grouped("metric_latest", _IN_EXPERIMENTS, {"experiment_ids": list(experiment_ids)}, tests))
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Executable, Select, and_, bindparam, func, select
-from sqlalchemy.dialects.postgresql import aggregate_order_by, distinct_on
+from sqlalchemy import BigInteger, Executable, Select, Text, and_, bindparam, cast, column, func, select
+from sqlalchemy.dialects.postgresql import ARRAY, aggregate_order_by, distinct_on
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mlplat.db.reader import Fixed
@@ -55,6 +55,14 @@ BY_ALIAS = Fixed.of(
         and_(model_alias.c.name == model_version.c.name, model_alias.c.version == model_version.c.version),
     ).where(model_alias.c.alias == bindparam("pointing"))
 )
+_LIST = func.unnest(cast(bindparam("names"), ARRAY(Text)), cast(bindparam("numbers"), ARRAY(BigInteger))).table_valued(
+    column("name", Text), column("number", BigInteger), with_ordinality="place", name="listed"
+)
+_LISTED = _LIST.render_derived()
+#: In the order of ``names`` and ``numbers``.
+LISTED = VERSIONS.join(
+    _LISTED, and_(_LISTED.c.name == model_version.c.name, _LISTED.c.number == model_version.c.version)
+).order_by(_LISTED.c.place)
 
 
 async def load_models(connection: AsyncConnection, query: Select[Any]) -> list[RegisteredModel]:

@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Row, Select, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from mlplat.db.engine import SEARCH_SETTINGS
 from mlplat.db.reader import Fixed, Reader
 from mlplat.db.tables import model_version, registered_model
 from mlplat.errors import InvalidInput, NotFound
-from mlplat.registry.loading import BY_ALIAS, BY_NUMBER, NEWEST, VERSIONS, load_models, load_versions, versions_of
+from mlplat.registry.loading import (
+    BY_ALIAS,
+    BY_NUMBER,
+    LISTED,
+    NEWEST,
+    VERSIONS,
+    load_models,
+    load_versions,
+    versions_of,
+)
 from mlplat.registry.model import ModelVersion, RegisteredModel, Stage, parse_stage, parse_version
 from mlplat.registry.semver import SemanticVersion, VersionRange, is_range, parse_range
 
+_ROW_BY_ROW_SETTINGS = text(
+    f"{SEARCH_SETTINGS.text}, set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true)"
+)
+
 
 class RegistryStore:
-    """All methods are safe to call concurrently. ``get_*`` raises NotFound, ``search_*`` returns lists."""
+    """All methods are safe to call concurrently. ``get_*`` raises NotFound, ``list_*`` and ``load_*`` return lists."""
 
     def __init__(self, engine: AsyncEngine, reader: Reader | None = None) -> None:
         """``reader`` finds single versions, which many ask for, at less cost."""
+        self._transactions = engine
         # Each statement sees what is committed: no transaction around it, and no round trips for one.
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._reader = reader
@@ -32,13 +48,12 @@ class RegistryStore:
             raise NotFound(f"Registered Model with name={name} not found")
         return found[0]
 
-    async def search_models(self, name_like: str | None, limit: int, offset: int) -> list[RegisteredModel]:
-        """Models by name; ``name_like`` is an SQL pattern."""
-        query = select(registered_model).order_by(registered_model.c.name)
-        if name_like is not None:
-            query = query.where(registered_model.c.name.like(name_like))
+    async def load_models(self, names: Sequence[str]) -> list[RegisteredModel]:
+        """Models in the order of ``names``; unknown ones are left out."""
         async with self._engine.connect() as connection:
-            return await load_models(connection, query.limit(limit).offset(offset))
+            found = await load_models(connection, select(registered_model).where(registered_model.c.name.in_(names)))
+        models = {model.name: model for model in found}
+        return [models[name] for name in names if name in models]
 
     async def get_version(self, name: str, version: int) -> ModelVersion:
         """One version."""
@@ -102,19 +117,22 @@ class RegistryStore:
         async with self._engine.connect() as connection:
             return await load_versions(connection, query.order_by(semantic.desc()).limit(limit))
 
-    async def search_versions(
-        self, name: str | None, run_id: str | None, limit: int, offset: int
-    ) -> list[ModelVersion]:
-        """Versions of a model, of a run, or all; newest first."""
-        query = VERSIONS.order_by(
-            model_version.c.updated_at.desc(), model_version.c.name, model_version.c.version.desc()
-        )
-        if name is not None:
-            query = query.where(model_version.c.name == name)
-        if run_id is not None:
-            query = query.where(model_version.c.run_id == run_id)
+    async def load_versions(self, numbers: Sequence[tuple[str, int]]) -> list[ModelVersion]:
+        """Versions in the order of these names and numbers; unknown ones are left out."""
+        names, versions = [name for name, _number in numbers], [number for _name, number in numbers]
         async with self._engine.connect() as connection:
-            return await load_versions(connection, query.limit(limit).offset(offset))
+            return await load_versions(connection, LISTED, {"names": names, "numbers": versions})
+
+    async def select(self, query: Select[Any], *, row_by_row: bool = False) -> Sequence[Row[Any]]:
+        """The rows of a search's query, planned for its very values.
+
+        ``row_by_row``: joined tables are looked up for each row; the planner's guess at how many there are does not
+        count.
+        """
+        async with self._transactions.connect() as connection:
+            await connection.execute(_ROW_BY_ROW_SETTINGS if row_by_row else SEARCH_SETTINGS)
+            rows: Sequence[Row[Any]] = (await connection.execute(query)).all()
+        return rows
 
     async def _find(self, statement: Fixed, **parameters: Any) -> list[ModelVersion]:
         if self._reader is not None:

@@ -19,7 +19,7 @@ from mlplat.db.tables import experiment, experiment_tag, run
 from mlplat.errors import AlreadyExists, InvalidInput, NotFound
 from mlplat.keys import check_key
 from mlplat.tracking.fields import EXPERIMENT_FIELDS
-from mlplat.tracking.filters import EXPERIMENTS, FilterCompiler, compile_order, shown
+from mlplat.tracking.filters import FilterCompiler, shown
 from mlplat.tracking.model import (
     DEFAULT_EXPERIMENT_ID,
     DEFAULT_EXPERIMENT_NAME,
@@ -28,8 +28,10 @@ from mlplat.tracking.model import (
     check_name,
     cut_tag,
 )
+from mlplat.tracking.orders import compile_order
 from mlplat.tracking.paging import decode_token, digest, encode_token
 from mlplat.tracking.search import parse_filter, parse_orders
+from mlplat.tracking.search_tables import EXPERIMENTS
 
 
 class ExperimentStore:

@@ -32,6 +32,8 @@ NUMERIC_ATTRIBUTES = frozenset(
     {"start_time", "end_time", "duration", "creation_time", "last_update_time", "creation_timestamp",
      "last_updated_timestamp", "version_number"}
 )  # fmt: skip
+#: Attributes whose texts have an order of their own.
+ORDERED_ATTRIBUTES = frozenset({"semantic_version"})
 DATASET_KEYS = frozenset({"name", "digest", "context"})
 
 
@@ -48,6 +50,11 @@ class Field:
         """True when values of this field are numbers."""
         return self.entity is Entity.METRIC or (self.entity is Entity.ATTRIBUTE and self.key in NUMERIC_ATTRIBUTES)
 
+    @property
+    def is_ordered(self) -> bool:
+        """True when values of this field are texts with an order of their own."""
+        return self.entity is Entity.ATTRIBUTE and self.key in ORDERED_ATTRIBUTES
+
     def __str__(self) -> str:
         name = f"{self.entity}s.{self.key}"
         return name if self.aggregate is Aggregate.LAST else f"{self.aggregate}({name})"
@@ -62,12 +69,16 @@ class Fields:
         entities: what it has besides attributes.
         prefix: another name for ``attribute.``, such as ``run.``.
         aliases: other names of attributes.
+        many: attributes of which a row may have any number.
+        takes_quoted_numbers: whether a numeric attribute may be compared with a number in quotes.
     """
 
     attributes: frozenset[str]
     entities: frozenset[Entity]
     prefix: str = ""
     aliases: Mapping[str, str] = field(default_factory=dict)
+    many: frozenset[str] = frozenset()
+    takes_quoted_numbers: bool = False
 
     def entity(self, prefix: str) -> Entity:
         """The entity that a prefix names.
@@ -142,11 +153,20 @@ LOGGED_MODEL_FIELDS = Fields(
      "last_updated_time": "last_updated_timestamp", "last_updated_timestamp_ms": "last_updated_timestamp"},
 )  # fmt: skip
 REGISTERED_MODEL_FIELDS = Fields(
-    frozenset({"name", "creation_timestamp", "last_updated_timestamp"}), frozenset({Entity.TAG})
-)
-MODEL_VERSION_FIELDS = Fields(
-    frozenset({"name", "version_number", "run_id", "source_path", "creation_timestamp", "last_updated_timestamp"}),
+    frozenset({"name", "alias", "creation_timestamp", "last_updated_timestamp"}),
     frozenset({Entity.TAG}),
-    "",
-    {"version": "version_number", "source": "source_path"},
+    "model",
+    {"timestamp": "last_updated_timestamp"},
+    many=frozenset({"alias"}),
+    takes_quoted_numbers=True,
 )
+#: Metrics, params and datasets are those of the run that a version comes from.
+MODEL_VERSION_FIELDS = Fields(
+    frozenset({"name", "version_number", "run_id", "source_path", "creation_timestamp", "last_updated_timestamp",
+               "alias", "stage", "semantic_version", "user_id"}),
+    frozenset({Entity.TAG, Entity.METRIC, Entity.PARAM, Entity.DATASET}),
+    "version",
+    {"version": "version_number", "source": "source_path", "current_stage": "stage", "author": "user_id"},
+    many=frozenset({"alias"}),
+    takes_quoted_numbers=True,
+)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Filter and order trees → SQL. Values are always bound, never spliced.
+"""Filter trees → SQL. Values are always bound, never spliced.
 
 A test of a param or tag becomes ``id IN (SELECT …)`` over an index that has all it needs. Postgres evaluates
 such a set once and probes it while it walks the rows in order: the cost is bounded by the entries of one key,
@@ -9,21 +9,18 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
     Column,
     ColumnElement,
-    FromClause,
+    CompoundSelect,
     Select,
     Table,
     Text,
     and_,
-    case,
-    cast,
-    column,
     exists,
     false,
     func,
@@ -37,103 +34,34 @@ from sqlalchemy import (
     union_all,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
-from sqlalchemy.types import DOUBLE_PRECISION, BigInteger
+from sqlalchemy.types import BigInteger
 
-from mlplat.db.tables import (
-    SHORT_VALUE,
-    dataset,
-    experiment,
-    experiment_tag,
-    number_sql,
-    run,
-    run_input,
-    run_param,
-    run_tag,
-)
+from mlplat.db.tables import dataset, number_sql, run, run_input, short_value
 from mlplat.metrics.ranking import SEPARATOR
-from mlplat.tracking.fields import Entity, Field
+from mlplat.tracking.fields import Entity
 from mlplat.tracking.model import ViewType, from_ms
-from mlplat.tracking.paging import Kind, SortValue
-from mlplat.tracking.search import AllOf, AnyOf, Comparison, Not, OrderBy, Predicate
+from mlplat.tracking.search import AllOf, AnyOf, Comparison, Not, Predicate
+from mlplat.tracking.search_tables import Tables
 
 #: Runs that a metric comparison holds for: run ids, joined by ``SEPARATOR``.
 MetricRuns = Mapping[Comparison, str]
+#: Tests of an entry that mean its absence or presence.
+_ABSENT, _PRESENT = "IS NULL", "IS NOT NULL"
 
 
 @dataclass(frozen=True)
-class Term:
-    """One key of an order: missing values come last in both directions."""
+class Entries:
+    """The entries that pass a comparison: queries, whose columns ``names`` are those of their ``owner``."""
 
-    value: ColumnElement[Any]
-    ascending: bool
-    kind: Kind
-    nullable: bool = False
+    owner: tuple[Column[Any], ...]
+    names: tuple[Column[Any], ...]
+    queries: list[Select[Any]]
 
     @property
-    def clause(self) -> ColumnElement[Any]:
-        """The ORDER BY term."""
-        directed = self.value.asc() if self.ascending else self.value.desc()
-        return directed.nulls_last() if self.nullable else directed
+    def query(self) -> Select[Any] | CompoundSelect[Any]:
+        """All of them; an owner may occur more than once."""
+        return union_all(*self.queries) if len(self.queries) > 1 else self.queries[0]
 
-
-@dataclass(frozen=True)
-class Tables:
-    """Where the fields of one searchable kind live.
-
-    Args:
-        identity: the columns that name a row, which ``pairs`` have too.
-        attributes: what a filter compares, by attribute.
-        pairs: the tables ``(…identity, key, value)`` of params and tags.
-        ties: what decides between equals, down to one row.
-        ordered: what an order uses, where that is another column than a filter's.
-        nullable: attributes that may be missing.
-    """
-
-    identity: tuple[Column[Any], ...]
-    attributes: Mapping[str, ColumnElement[Any]]
-    pairs: Mapping[Entity, Table]
-    ties: tuple[Term, ...]
-    ordered: Mapping[str, ColumnElement[Any]] = field(default_factory=dict)
-    nullable: frozenset[str] = frozenset()
-
-
-RUNS = Tables(
-    identity=(run.c.run_id,),
-    attributes={
-        "run_id": run.c.run_id,
-        "run_name": run.c.name,
-        "status": run.c.status,
-        "user_id": run.c.user_id,
-        "artifact_uri": run.c.artifact_uri,
-        "start_time": run.c.started_at,
-        "end_time": run.c.ended_at,
-        "duration": cast(func.extract("epoch", run.c.ended_at - run.c.started_at), DOUBLE_PRECISION),
-    },
-    pairs={Entity.PARAM: run_param, Entity.TAG: run_tag},
-    ties=(Term(run.c.started_at, False, Kind.TIME), Term(run.c.run_id, True, Kind.TEXT)),
-    nullable=frozenset({"end_time", "duration"}),
-)
-
-EXPERIMENTS = Tables(
-    identity=(experiment.c.experiment_id,),
-    attributes={
-        "name": experiment.c.name,
-        "experiment_id": cast(experiment.c.experiment_id, Text),
-        # Callers see milliseconds.
-        "creation_time": func.date_trunc("milliseconds", experiment.c.created_at),
-        "last_update_time": func.date_trunc("milliseconds", experiment.c.updated_at),
-    },
-    pairs={Entity.TAG: experiment_tag},
-    ties=(
-        Term(experiment.c.created_at, False, Kind.TIME),
-        Term(experiment.c.experiment_id, False, Kind.NUMBER),
-    ),
-    ordered={
-        "experiment_id": experiment.c.experiment_id,
-        "creation_time": experiment.c.created_at,
-        "last_update_time": experiment.c.updated_at,
-    },
-)
 
 _DATASET_COLUMNS: dict[str, ColumnElement[Any]] = {
     "name": dataset.c.name,
@@ -157,14 +85,14 @@ def visible(experiment_ids: Sequence[int], view: ViewType) -> ColumnElement[bool
     return and_(inside, shown(run, view))
 
 
-def among(run_ids: str) -> ColumnElement[bool]:
+def among(run_ids: str, column: ColumnElement[Any] = run.c.run_id) -> ColumnElement[bool]:
     """Runs whose ids are in a joined text. Postgres takes that apart far sooner than it reads an array."""
-    return run.c.run_id == func.any(func.string_to_array(literal(run_ids, Text), SEPARATOR))
+    return column == func.any(func.string_to_array(literal(run_ids, Text), SEPARATOR))
 
 
-def is_short(value: ColumnElement[Any]) -> ColumnElement[bool]:
+def is_short(value: Column[Any]) -> ColumnElement[bool]:
     """Exactly the predicate of the index on short values."""
-    return func.length(value) <= literal_column(str(SHORT_VALUE))
+    return func.length(value) <= literal_column(str(short_value(value.table.name)))
 
 
 class FilterCompiler:
@@ -190,40 +118,64 @@ class FilterCompiler:
             case Not(operand):
                 return not_(self.compile(operand))
             case Comparison():
-                return self._compare(predicate)
+                return self.compare(predicate)
 
-    def _compare(self, comparison: Comparison) -> ColumnElement[bool]:
-        named = comparison.field
+    def compare(self, comparison: Comparison) -> ColumnElement[bool]:
+        """The condition of one comparison."""
+        named, tables = comparison.field, self._tables
         if named.entity is Entity.METRIC:
-            return among(self._metric_runs[comparison])
-        if named.entity is Entity.ATTRIBUTE:
-            return TESTS[comparison.comparator](self._tables.attributes[named.key], bound(comparison))
-        if comparison.comparator == "IS NULL":
-            return not_(self._has(Comparison(named, "IS NOT NULL", None)))
+            if tables.run is None:
+                return among(self._metric_runs[comparison])
+            return and_(tables.run.is_not(None), among(self._metric_runs[comparison], tables.run))
+        if not self.is_of_entries(comparison):
+            return TESTS[comparison.comparator](tables.attributes[named.key], bound(comparison))
+        if comparison.comparator == _ABSENT:
+            return not_(self._has(Comparison(named, _PRESENT, None)))
         return self._has(comparison)
 
-    def _has(self, comparison: Comparison) -> ColumnElement[bool]:
-        """Whether an entry (a param, a tag, a dataset) passes."""
+    def is_of_entries(self, comparison: Comparison) -> bool:
+        """Whether it asks for an entry that passes, of which a row has any number."""
+        named = comparison.field
+        if named.entity is Entity.ATTRIBUTE:
+            return named.key in self._tables.many
+        return named.entity is not Entity.METRIC
+
+    def is_probed(self, comparison: Comparison) -> bool:
+        """Whether its entries are looked up row by row, rather than all at once."""
+        return self._probe
+
+    def lookup(self, query: Select[Any]) -> Select[Any]:
+        """The query of a row's own entries, as it is to be planned."""
+        return query
+
+    def entries(self, comparison: Comparison) -> Entries:
+        """The entries (params, tags, datasets, one of many) that pass."""
+        owner = self._tables.owner(comparison.field.entity)
         if comparison.field.entity is Entity.DATASET:
-            queries, names = [_datasets(comparison)], [run_input.c.run_id]
-        else:
-            pairs = self._tables.pairs[comparison.field.entity]
-            names = [pairs.c[column.name] for column in self._tables.identity]
-            queries = [select(*names).where(condition) for condition in entry_conditions(pairs, comparison)]
-        if self._probe:
-            mine = and_(*(ours == theirs for ours, theirs in zip(names, self._tables.identity, strict=True)))
-            return or_(*(_once(exists(query.where(mine).correlate(*_froms(self._tables)))) for query in queries))
-        identity = self._tables.identity
-        one = identity[0] if len(identity) == 1 else tuple_(*identity)
-        return _once(one.in_(union_all(*queries) if len(queries) > 1 else queries[0]))
+            return Entries(owner, (run_input.c.run_id,), [_datasets(comparison)])
+        if comparison.field.entity is Entity.ATTRIBUTE:
+            value = self._tables.many[comparison.field.key]
+            names = tuple(value.table.c[column.name] for column in owner)
+            return Entries(owner, names, [select(*names).where(TESTS[comparison.comparator](value, comparison.value))])
+        pairs = self._tables.pairs[comparison.field.entity]
+        names = tuple(pairs.c[column.name] for column in owner)
+        return Entries(owner, names, [select(*names).where(each) for each in entry_conditions(pairs, comparison)])
+
+    def _has(self, comparison: Comparison) -> ColumnElement[bool]:
+        found = self.entries(comparison)
+        if self.is_probed(comparison):
+            mine = and_(*(ours == theirs for ours, theirs in zip(found.names, found.owner, strict=True)))
+            bases = [column.table for column in found.owner]
+            return or_(*(once(exists(self.lookup(query.where(mine)).correlate(*bases))) for query in found.queries))
+        one = found.owner[0] if len(found.owner) == 1 else tuple_(*found.owner)
+        return once(one.in_(found.query))
 
 
-def _froms(tables: Tables) -> list[FromClause]:
-    return [column.table for column in tables.identity]
+def once(condition: ColumnElement[bool]) -> ColumnElement[bool]:
+    """A test of a set, made once.
 
-
-def _once(condition: ColumnElement[bool]) -> ColumnElement[bool]:
-    # Written plainly, the planner turns it into a join and trusts its guess about how many match.
+    Written plainly, the planner turns it into a join and trusts its guess about how many match.
+    """
     return condition.op("IS", is_comparison=True)(true())
 
 
@@ -239,11 +191,11 @@ def entry_conditions(pairs: Table, comparison: Comparison) -> list[ColumnElement
     if comparison.is_numeric:
         number = pairs.c.number if "number" in pairs.c else literal_column(number_sql(f"{pairs.name}.value"))
         return [and_(key, number.is_not(None), TESTS[comparison.comparator](number, comparison.value))]
-    value: ColumnElement[Any] = pairs.c.value
+    value: Column[Any] = pairs.c.value
     test = true() if comparison.value is None else TESTS[comparison.comparator](value, comparison.value)
     conditions = [and_(key, is_short(value), test)]
     wanted = comparison.value if isinstance(comparison.value, tuple) else (comparison.value,)
-    only_short = all(isinstance(text, str) and len(text) <= SHORT_VALUE for text in wanted)
+    only_short = all(isinstance(text, str) and len(text) <= short_value(pairs.name) for text in wanted)
     if comparison.comparator not in {"=", "IN"} or not only_short:
         conditions.append(and_(key, not_(is_short(value)), test))
     return conditions
@@ -275,105 +227,3 @@ TESTS: dict[str, Callable[[ColumnElement[Any], Any], ColumnElement[bool]]] = {
     "IS NULL": lambda left, _none: left.is_(None),
     "IS NOT NULL": lambda left, _none: left.is_not(None),
 }
-
-
-@dataclass(frozen=True)
-class MetricValues:
-    """An aggregate of one metric in some runs; each part joined by ``SEPARATOR``."""
-
-    run_ids: str
-    in_experiments: str
-    numbers: str
-
-
-@dataclass(frozen=True)
-class Order:
-    """The terms of an order, ties included, and what has to be joined for them."""
-
-    terms: list[Term]
-    joins: list[tuple[FromClause, ColumnElement[bool]]]
-
-    @property
-    def clauses(self) -> list[ColumnElement[Any]]:
-        """The ORDER BY terms."""
-        return [term.clause for term in self.terms]
-
-    @property
-    def kinds(self) -> list[Kind]:
-        """What the values of the terms are."""
-        return [term.kind for term in self.terms]
-
-    def labelled(self) -> list[ColumnElement[Any]]:
-        """The terms' values, to be selected: the last row's are where the next page starts."""
-        return [term.value.label(f"sort_{number}") for number, term in enumerate(self.terms)]
-
-    def after(self, values: Sequence[SortValue]) -> ColumnElement[bool]:
-        """Rows that come after the one with these values."""
-        first = self.terms[0]
-        rows = _after(list(zip(self.terms, values, strict=True)))
-        if first.nullable or values[0] is None:
-            return rows
-        # Implied by the rest, but said so that an index can start there.
-        start = first.value >= values[0] if first.ascending else first.value <= values[0]
-        return and_(start, rows)
-
-
-def _after(pairs: list[tuple[Term, SortValue]]) -> ColumnElement[bool]:
-    if not pairs:
-        return false()
-    (term, value), *rest = pairs
-    if value is None:
-        return and_(term.value.is_(None), _after(rest))
-    further = term.value > value if term.ascending else term.value < value
-    if term.nullable:
-        further = or_(further, term.value.is_(None))
-    return or_(further, and_(term.value == value, _after(rest)))
-
-
-def compile_order(
-    orders: Sequence[OrderBy], tables: Tables, metric_values: Mapping[Field, MetricValues] | None = None
-) -> Order:
-    """The order of a search, ties included; ``metric_values`` has the values of each metric in it.
-
-    Metrics: numbers first, then NaN, then missing, whichever the direction. Others: missing last.
-    """
-    compiled = Order([], [])
-    for number, order in enumerate(orders):
-        named = order.field
-        if named.entity is Entity.METRIC:
-            joined = _values_table((metric_values or {})[named], f"metric_{number}")
-            here = and_(joined.c.run_id == run.c.run_id, joined.c.in_experiment == run.c.experiment_id)
-            compiled.joins.append((joined, here))
-            value: ColumnElement[Any] = joined.c.value
-            rank = case((value.is_(None), 2), (value == literal(float("nan"), DOUBLE_PRECISION), 1), else_=0)
-            compiled.terms.append(Term(rank, True, Kind.NUMBER))
-            compiled.terms.append(Term(value, order.ascending, Kind.NUMBER, nullable=True))
-        elif named.entity is Entity.ATTRIBUTE:
-            value = tables.ordered.get(named.key, tables.attributes[named.key])
-            compiled.terms.append(Term(value, order.ascending, _kind(named), named.key in tables.nullable))
-        else:
-            pairs = tables.pairs[named.entity].alias(f"pair_{number}")
-            mine = [pairs.c[column.name] == column for column in tables.identity]
-            compiled.joins.append((pairs, and_(*mine, pairs.c.key == named.key)))
-            compiled.terms.append(Term(pairs.c.value, order.ascending, Kind.TEXT, nullable=True))
-    compiled.terms.extend(tables.ties)
-    return compiled
-
-
-def _kind(named: Field) -> Kind:
-    if named.key.endswith(("_time", "_timestamp")):
-        return Kind.TIME
-    return Kind.NUMBER if named.is_numeric or named.key == "experiment_id" else Kind.TEXT
-
-
-def _values_table(values: MetricValues, name: str) -> FromClause:
-    def parts(joined: str, of: Any) -> ColumnElement[Any]:
-        return cast(func.string_to_array(literal(joined, Text), SEPARATOR), ARRAY(of))
-
-    arrays = (
-        parts(values.run_ids, Text),
-        parts(values.in_experiments, BigInteger),
-        parts(values.numbers, DOUBLE_PRECISION),
-    )
-    columns = column("run_id", Text), column("in_experiment", BigInteger), column("value", DOUBLE_PRECISION)
-    return func.unnest(*arrays).table_valued(*columns, name=name).render_derived()

@@ -4,9 +4,8 @@ Metrics live in ClickHouse, everything else in Postgres; neither can answer alon
 plans. In both a page costs the same wherever it is: it starts after the sort values of the last row before it.
 
 **Direct**: the order's first key is in Postgres, which walks the runs in order and stops at the end of the page.
-With metric tests that must hold together, it walks a little further, and ClickHouse says which of these runs pass.
-Where so few do that a page needs many more, ClickHouse is asked for all runs that pass instead, as for every other
-metric test: it answers with one text of ids, which Postgres takes as a set.
+With metric tests that must hold together, see ``metric_walk``. Of every other metric test ClickHouse is asked for all
+runs that pass: it answers with one text of ids, which Postgres takes as a set.
 
 **Driven**: the order's first key is a metric. ClickHouse filters and orders, and hands over slices of candidates,
 each complete with the ties of its last value; Postgres drops those that are deleted, moved or do not pass the
@@ -21,22 +20,22 @@ import asyncio
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
-import pyarrow as pa
 from sqlalchemy import ColumnElement, FromClause, Row, and_, not_, select, true
 
 from mlplat.db.tables import run
 from mlplat.metrics import queries, ranking
-from mlplat.metrics.queries import Statement
-from mlplat.metrics.ranking import MetricTest
 from mlplat.tracking.fields import Entity, Field
-from mlplat.tracking.filters import RUNS, FilterCompiler, MetricRuns, MetricValues, Order, among, compile_order, visible
+from mlplat.tracking.filters import FilterCompiler, MetricRuns, among, visible
+from mlplat.tracking.metric_walk import MetricReader, ask, runs_of_comparisons, split_tests, walk
 from mlplat.tracking.model import Run, ViewType
+from mlplat.tracking.orders import MetricValues, Order, compile_order
 from mlplat.tracking.paging import Kind, SortValue, decode_token, digest, encode_token
 from mlplat.tracking.runs import RunStore
-from mlplat.tracking.search import AllOf, Comparison, OrderBy, comparisons, conjuncts, parse_filter, parse_orders
+from mlplat.tracking.search import OrderBy, comparisons, parse_filter, parse_orders
+from mlplat.tracking.search_tables import RUNS
 
 #: The first slice of a driven search is at least this long, each later one longer by the factor.
 FIRST_SLICE = 256
@@ -51,14 +50,6 @@ FEW = 2_000
 RUNS_PER_READ = 2_000
 #: Rank of a run without the metric: after numbers (0) and NaN (1).
 MISSING = 2
-
-
-class MetricReader(Protocol):
-    """Reads of the metric store that see every acknowledged point."""
-
-    async def query(self, statement: Statement) -> pa.Table:
-        """The statement's rows."""
-        ...
 
 
 class MetricPoint(msgspec.Struct, frozen=True):
@@ -161,9 +152,7 @@ class _Search:
         self._experiment_ids = experiment_ids
         self._visible = visible(experiment_ids, view)
         self._orders = parse_orders(order_texts)
-        parts = conjuncts(parse_filter(filter_text))
-        self._tests = [_metric_test(part) for part in parts if _is_metric(part)]
-        self._rest = AllOf(tuple(part for part in parts if not _is_metric(part)))
+        self._tests, self._rest = split_tests(parse_filter(filter_text))
         self._condition(dict.fromkeys(comparisons(self._rest), ""))  # refuses bad times before anything is asked
 
     @property
@@ -177,7 +166,7 @@ class _Search:
         return FilterCompiler(RUNS, metric_runs, probe=probe).compile(self._rest)
 
     async def page(self, cursor: list[SortValue] | None, limit: int) -> list[_Hit]:
-        self._metric_runs = await self._runs_of_other_comparisons()
+        self._metric_runs = await runs_of_comparisons(self._reader, self._experiment_ids, self._rest)
         if not self._orders or self._orders[0].field.entity is not Entity.METRIC:
             return await self._direct(self._orders, cursor, limit, true())
         hits = []
@@ -218,12 +207,12 @@ class _Search:
             self._experiment_ids, order.field.key, order.field.aggregate, order.ascending, self._tests, size, start,
             run_ids,
         )  # fmt: skip
-        row = await self._ask(statement)
+        row = await ask(self._reader, statement)
         return _Slice(_values_of(row), row["found"], row["last"])
 
     async def _without(self, named: Field, cursor: list[SortValue] | None, limit: int) -> list[_Hit]:
         """Runs that have no value of a metric, in the order's other keys."""
-        having = await self._ask(ranking.values(self._experiment_ids, named.key, named.aggregate))
+        having = await ask(self._reader, ranking.values(self._experiment_ids, named.key, named.aggregate))
         rest = None if cursor is None or cursor[0] != MISSING else cursor[2:]
         hits = await self._direct(self._orders[1:], rest, limit, not_(among(having["run_ids"])))
         return [_Hit(hit.run_id, [MISSING, None, *hit.values]) for hit in hits]
@@ -235,25 +224,12 @@ class _Search:
         condition = and_(condition, self._condition(self._metric_runs))
         if not self._tests:
             return await self._select(order, condition, cursor, limit)
-        hits: list[_Hit] = []
-        seen, size = 0, 2 * limit
-        while size <= MAX_TESTED:
-            walked = await self._select(order, condition, cursor, size)
-            hits += await self._passing(walked)
-            if len(hits) >= limit or len(walked) < size:
-                return hits[:limit]
-            cursor, seen = walked[-1].values, seen + size
-            size = max(seen, math.ceil(1.25 * seen * (limit - len(hits)) / max(len(hits), 1)))
-        passing = among((await self._ask(ranking.matching(self._experiment_ids, self._tests)))["run_ids"])
-        return hits + await self._select(order, and_(condition, passing), cursor, limit - len(hits))
 
-    async def _passing(self, hits: Sequence[_Hit]) -> list[_Hit]:
-        """Those of the runs that pass the metric tests that must hold together."""
-        if not hits:
-            return []
-        statement = ranking.passing([hit.run_id for hit in hits], self._tests)
-        passing = set((await self._ask(statement))["run_ids"].split(ranking.SEPARATOR))
-        return [hit for hit in hits if hit.run_id in passing]
+        async def rows(cursor: list[SortValue] | None, limit: int, passing: str | None = None) -> list[_Hit]:
+            inside = condition if passing is None else and_(condition, among(passing))
+            return await self._select(order, inside, cursor, limit)
+
+        return await walk(self._reader, rows, self._experiment_ids, self._tests, cursor, limit, MAX_TESTED)
 
     async def _select(
         self,
@@ -274,33 +250,12 @@ class _Search:
         rows = await self._store.select(query.order_by(*order.clauses).limit(limit))
         return [_hit(row) for row in rows]
 
-    async def _runs_of_other_comparisons(self) -> dict[Comparison, str]:
-        wanted = list({found for found in comparisons(self._rest) if found.field.entity is Entity.METRIC})
-        statements = [ranking.matching(self._experiment_ids, [_metric_test(found)]) for found in wanted]
-        answers = await asyncio.gather(*map(self._ask, statements))
-        return {found: answer["run_ids"] for found, answer in zip(wanted, answers, strict=True)}
-
     async def _values(self, orders: Sequence[OrderBy]) -> dict[Field, MetricValues]:
         """The values of all the metrics in an order, in all the runs."""
         wanted = [order.field for order in orders if order.field.entity is Entity.METRIC]
         statements = [ranking.values(self._experiment_ids, named.key, named.aggregate) for named in wanted]
-        answers = await asyncio.gather(*map(self._ask, statements))
+        answers = await asyncio.gather(*(ask(self._reader, statement) for statement in statements))
         return {named: _values_of(answer) for named, answer in zip(wanted, answers, strict=True)}
-
-    async def _ask(self, statement: Statement) -> dict[str, Any]:
-        """A statement's only row."""
-        [row] = (await self._reader.query(statement)).to_pylist()
-        return dict(row)
-
-
-def _is_metric(part: object) -> bool:
-    return isinstance(part, Comparison) and part.field.entity is Entity.METRIC
-
-
-def _metric_test(part: object) -> MetricTest:
-    assert isinstance(part, Comparison)
-    value: Any = part.value
-    return MetricTest(part.field.key, part.field.aggregate, part.comparator, value)
 
 
 def _values_of(row: dict[str, Any]) -> MetricValues:

@@ -32,6 +32,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, aggregate_order_by
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from mlplat.db.engine import SEARCH_SETTINGS
 from mlplat.db.tables import run, run_param, run_tag
 from mlplat.errors import InvalidInput, NotFound, Unavailable
 from mlplat.keys import check_key
@@ -53,12 +54,6 @@ from mlplat.tracking.model import (
     to_ms,
 )
 from mlplat.tracking.run_links import HAS_LINKS, load_links
-
-#: A plan made for any values would not know how many runs these match; the sets of a filter must fit in memory,
-#: else they are searched from front to end for every run.
-_SEARCH_SETTINGS = text(
-    "SELECT set_config('plan_cache_mode', 'force_custom_plan', true), set_config('work_mem', '64MB', true)"
-)
 
 
 @dataclass(frozen=True)
@@ -244,7 +239,7 @@ class RunStore:
     async def select(self, query: Select[Any]) -> Sequence[Row[Any]]:
         """The rows of a search's query, planned for its very values."""
         async with self._engine.connect() as connection:
-            await connection.execute(_SEARCH_SETTINGS)
+            await connection.execute(SEARCH_SETTINGS)
             rows: Sequence[Row[Any]] = (await connection.execute(query)).all()
         return rows
 

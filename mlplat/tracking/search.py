@@ -26,6 +26,7 @@ MAX_DEPTH = 30
 
 NUMERIC_COMPARATORS = frozenset({"=", "!=", ">", ">=", "<", "<=", "IN", "NOT IN"})
 NULL_TESTS = frozenset({"IS NULL", "IS NOT NULL"})
+ORDERED_COMPARATORS = NUMERIC_COMPARATORS
 TEXT_COMPARATORS = frozenset({"=", "!=", "LIKE", "ILIKE", "IN", "NOT IN"}) | NULL_TESTS
 
 Value = float | str | tuple[float, ...] | tuple[str, ...] | None
@@ -178,7 +179,10 @@ class _ToTree(Transformer[Any, Any]):
         return named if isinstance(named, Field) else self._fields.resolve(*named)
 
     def _checked(self, named: _Named, comparator: str, value: Value) -> Comparison:
-        comparison = Comparison(self._resolved(named), comparator, value)
+        field = self._resolved(named)
+        if self._fields.takes_quoted_numbers and field.entity is Entity.ATTRIBUTE and field.is_numeric:
+            value = _unquoted(value)
+        comparison = Comparison(field, comparator, value)
         _check(comparison)
         return comparison
 
@@ -194,6 +198,16 @@ def _list(values: Sequence[float | str]) -> tuple[float, ...] | tuple[str, ...]:
     return numbers or texts
 
 
+def _unquoted(value: Value) -> Value:
+    """With counting numbers for texts that are such."""
+    values = value if isinstance(value, tuple) else (value,)
+    texts = [item for item in values if isinstance(item, str) and item.isascii() and item.isdecimal()]
+    if not texts or len(texts) < len(values):
+        return value
+    numbers = tuple(map(float, texts))
+    return numbers if isinstance(value, tuple) else numbers[0]
+
+
 def _check(comparison: Comparison) -> None:
     field, value = comparison.field, comparison.value
     values = value if isinstance(value, tuple) else () if value is None else (value,)
@@ -201,6 +215,8 @@ def _check(comparison: Comparison) -> None:
         allowed = NUMERIC_COMPARATORS
     elif field.entity is Entity.ATTRIBUTE and field.is_numeric:
         allowed = NUMERIC_COMPARATORS | NULL_TESTS
+    elif field.is_ordered:
+        allowed = ORDERED_COMPARATORS
     else:
         allowed = NUMERIC_COMPARATORS if comparison.is_numeric else TEXT_COMPARATORS
     if comparison.comparator not in allowed:
@@ -246,8 +262,11 @@ def parse_order(text: str, fields: Fields = RUN_FIELDS) -> OrderBy:
         InvalidInput: not of that form, no such field, or nothing to order by.
     """
     order: OrderBy = _parse(text, "order", "order_by clause", fields)
-    if order.field.entity is Entity.DATASET:
+    named = order.field
+    if named.entity is Entity.DATASET:
         raise InvalidInput(f"Invalid order_by clause {text!r}: a run may have many datasets.")
+    if named.entity is Entity.ATTRIBUTE and named.key in fields.many:
+        raise InvalidInput(f"Invalid order_by clause {text!r}: there may be many of {named.key!r}.")
     return order
 
 

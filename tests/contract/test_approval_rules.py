@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from hypothesis import HealthCheck, settings
@@ -32,6 +34,7 @@ from mlplat.registry.model import (
     WithdrawMove,
 )
 from mlplat.registry.move_store import MoveStore
+from mlplat.registry.semver import EVERY
 from mlplat.registry.service import RegistryService
 from mlplat.registry.store import RegistryStore
 from tests.registry import registry_service
@@ -195,14 +198,14 @@ class Rules:
 class People(RuleBasedStateMachine):
     """Everybody acts; the registry and the rules must agree on what came of it."""
 
-    database_url: str
+    runner: asyncio.Runner
+    engine: AsyncEngine
+    service: RegistryService
 
     def __init__(self) -> None:
         super().__init__()
-        self.runner = asyncio.Runner()
         self.name = f"m{uuid.uuid4().hex[:8]}"
         self.expected = Rules()
-        self.engine, self.service = self.runner.run(self._open())
         self.store, self.moves = RegistryStore(self.engine), MoveStore(self.engine)
         assert self.send("kim", CreateModel(self.name)) is not None
         for version in (1, 2, 3):
@@ -212,12 +215,6 @@ class People(RuleBasedStateMachine):
 
     def _version(self, card: bool) -> CreateVersion:
         return CreateVersion(self.name, "s3://b/m", "s3://b/m", description="a card" if card else " ")
-
-    async def _open(self) -> tuple[AsyncEngine, RegistryService]:
-        engine = open_engine(self.database_url, "tests", pool_size=3)
-        service = registry_service(engine)
-        await service.start()
-        return engine, service
 
     def send(self, user: str, command: Command, reason: str = "") -> dict[str, object] | None:
         """The answer; None if it was refused."""
@@ -339,7 +336,7 @@ class People(RuleBasedStateMachine):
         assert states == {number: asked.state for number, asked in self.expected.asked.items()}
 
     async def _look(self) -> tuple[dict[int, Stage], dict[str, int], dict[int, str]]:
-        versions = await self.store.search_versions(self.name, None, 100, 0)
+        versions = await self.store.list_versions(self.name, EVERY, 100)
         moves = await self.moves.search_moves(self.name, None, 1_000)
         return (
             {version.version: version.stage for version in versions},
@@ -347,17 +344,24 @@ class People(RuleBasedStateMachine):
             {move.move_id: move.state.value for move in moves},
         )
 
-    def teardown(self) -> None:
-        self.runner.run(self.service.stop())
-        self.runner.run(self.engine.dispose())
-        self.runner.close()
+
+@contextmanager
+def opened(database_url: str) -> Iterator[type[People]]:
+    """People at one registry; each example has a model of its own."""
+    with asyncio.Runner() as runner:
+        engine = open_engine(database_url, "tests", pool_size=3)
+        service = registry_service(engine)
+        runner.run(service.start())
+        yield type("Here", (People,), {"runner": runner, "engine": engine, "service": service})
+        runner.run(service.stop())
+        runner.run(engine.dispose())
 
 
 def test_the_registry_keeps_to_the_rules_whatever_people_do(database_url: str) -> None:
-    machine = type("Here", (People,), {"database_url": database_url})
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=20, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
-        ),
-    )
+    with opened(database_url) as machine:
+        run_state_machine_as_test(
+            machine,
+            settings=settings(
+                max_examples=15, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+            ),
+        )

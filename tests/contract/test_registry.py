@@ -28,6 +28,8 @@ from mlplat.registry.model import (
     UpdateModel,
     UpdateVersion,
 )
+from mlplat.registry.search import search_models
+from mlplat.registry.semver import EVERY
 from mlplat.registry.service import RegistryService
 from mlplat.registry.store import RegistryStore
 from tests.registry import registry_service
@@ -96,7 +98,7 @@ async def test_malformed_model_names_are_refused(registry: Registry, model: str,
     for command in (CreateModel(name), RenameModel(model, name)):
         with pytest.raises(InvalidInput):
             await registry.do(command)
-    assert [found.name for found in await registry.store.search_models(None, 10, 0)] == [model]
+    assert [found.name for found in (await search_models(registry.store, "", [], 10)).models] == [model]
 
 
 async def test_a_malformed_tag_creates_no_model(registry: Registry) -> None:
@@ -212,7 +214,7 @@ async def test_a_version_without_a_source_is_refused_and_takes_no_number(registr
 async def test_concurrent_creations_get_the_numbers_one_to_n(registry: Registry, model: str) -> None:
     numbers = await asyncio.gather(*(registry.version(model) for _ in range(25)))
     assert sorted(numbers) == list(range(1, 26))
-    assert len(await registry.store.search_versions(model, None, 100, 0)) == 25
+    assert len(await registry.store.list_versions(model, EVERY, 100)) == 25
 
 
 async def test_versions_change_in_place(registry: Registry, model: str) -> None:
@@ -313,7 +315,7 @@ async def test_deleting_a_model_deletes_everything_under_it(registry: Registry, 
     await registry.do(DeleteModel(model))
     with pytest.raises(NotFound):
         await registry.store.get_model(model)
-    assert await registry.store.search_versions(None, "r", 10, 0) == []
+    assert await registry.store.list_versions(model, EVERY, 10) == []
     await registry.do(CreateModel(model))
     found = await registry.store.get_model(model)
     assert (found.tags, found.aliases, found.latest) == ({}, {}, [])
@@ -335,7 +337,7 @@ async def test_a_repeat_reaches_a_new_coordinator_too(registry: Registry, model:
     first = await registry.do(command, "request-1")
     other = await _service(registry.engine)
     assert await other.execute("request-1", [command]) == [first]
-    assert len(await registry.store.search_versions(model, None, 10, 0)) == 1
+    assert len(await registry.store.list_versions(model, EVERY, 10)) == 1
     await other.stop()
 
 
@@ -396,48 +398,6 @@ async def test_commands_that_race_a_take_over_are_fenced_or_kept(registry: Regis
     answers = await asyncio.gather(*racing, return_exceptions=True)
     kept = [answer for answer in answers if isinstance(answer, int)]
     assert all(isinstance(answer, int | Fenced) for answer in answers)
-    found = await registry.store.search_versions(model, None, 100, 0)
+    found = await registry.store.list_versions(model, EVERY, 100)
     assert sorted(version.version for version in found) == sorted(kept) == list(range(1, len(kept) + 1))
     await successor.stop()
-
-
-async def test_models_are_searched_by_name_pattern_and_page(registry: Registry) -> None:
-    for name in ("beta", "alpha", "al_ha", "Alpha", "gamma"):
-        await registry.do(CreateModel(name, "", {"n": name}))
-        await registry.version(name)
-
-    async def names(pattern: str | None, limit: int = 10, offset: int = 0) -> list[str]:
-        return [found.name for found in await registry.store.search_models(pattern, limit, offset)]
-
-    assert await names(None) == ["Alpha", "al_ha", "alpha", "beta", "gamma"]
-    assert await names(None, 2, 1) == ["al_ha", "alpha"]
-    assert await names("al%") == ["al_ha", "alpha"]
-    assert await names("al_ha") == ["al_ha", "alpha"]
-    assert await names("al\\_ha") == ["al_ha"]
-    assert await names("nobody") == []
-    assert await names("' OR 1=1 --") == []
-    found = await registry.store.search_models(None, 10, 0)
-    assert all(model.tags == {"n": model.name} for model in found)
-    assert all([version.name for version in model.latest] == [model.name] for model in found)
-
-
-async def test_versions_are_searched_by_model_and_run_newest_first(registry: Registry, model: str) -> None:
-    await registry.do(CreateModel("other"))
-    for name, run_id in ((model, "r1"), (model, "r2"), ("other", "r1"), (model, None)):
-        await registry.version(name, run_id=run_id, tags={"of": f"{name}/{run_id}"})
-    await registry.do(SetAlias(model, "a", 2))
-
-    async def found(name: str | None, run_id: str | None, limit: int = 10, offset: int = 0) -> list[tuple[str, int]]:
-        rows = await registry.store.search_versions(name, run_id, limit, offset)
-        return [(row.name, row.version) for row in rows]
-
-    assert await found(None, None) == [(model, 3), ("other", 1), (model, 2), (model, 1)]
-    assert await found(model, None) == [(model, 3), (model, 2), (model, 1)]
-    assert await found(None, "r1") == [("other", 1), (model, 1)]
-    assert await found(model, "r1") == [(model, 1)]
-    assert await found(None, None, 2, 1) == [("other", 1), (model, 2)]
-    rows = await registry.store.search_versions(None, None, 10, 0)
-    assert all(row.tags == {"of": f"{row.name}/{row.run_id}"} for row in rows)
-    assert {(row.name, row.version): row.aliases for row in rows if row.aliases} == {(model, 2): ["a"]}
-    await registry.do(UpdateVersion(model, 1, "touched"))
-    assert (await found(model, None))[0] == (model, 1)

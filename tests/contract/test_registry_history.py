@@ -33,6 +33,7 @@ from mlplat.registry.model import (
     SetStage,
     Stage,
 )
+from mlplat.registry.semver import EVERY
 from mlplat.registry.service import RegistryService
 from mlplat.registry.store import RegistryStore
 from tests.registry import registry_service
@@ -64,7 +65,7 @@ class Registry:
 
     async def stages(self, name: str = "m") -> dict[int, str]:
         """The stages of its versions."""
-        return {found.version: found.stage for found in await self.store.search_versions(name, None, 1_000, 0)}
+        return {found.version: found.stage for found in await self.store.list_versions(name, EVERY, 1_000)}
 
     async def told(self, name: str = "m", subject: Subject | None = None) -> list[tuple[str, str | None, str | None]]:
         """Key, before and after of each change, oldest first."""

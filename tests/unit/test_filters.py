@@ -14,9 +14,11 @@ from sqlalchemy.engine.url import make_url
 
 from mlplat.db.tables import run
 from mlplat.errors import InvalidInput
-from mlplat.tracking.filters import RUNS, FilterCompiler, MetricValues, compile_order, visible
+from mlplat.tracking.filters import FilterCompiler, visible
 from mlplat.tracking.model import ViewType
+from mlplat.tracking.orders import MetricValues, compile_order
 from mlplat.tracking.search import comparisons, parse_filter, parse_order
+from mlplat.tracking.search_tables import RUNS
 
 DIALECT = make_url("postgresql+psycopg://").get_dialect()()
 HOSTILE = "x') OR 1=1; DROP TABLE run --"

@@ -20,8 +20,9 @@ from mlplat.pipelines.loader import build_spec, parse_yaml
 from mlplat.pipelines.outputs import store_output
 from mlplat.pipelines.spec import PipelineSpec
 from mlplat.settings import embedded_postgres_url
-from mlplat.tracking.filters import RUNS, FilterCompiler
+from mlplat.tracking.filters import FilterCompiler
 from mlplat.tracking.search import parse_filter
+from mlplat.tracking.search_tables import RUNS
 
 STEPS = "name: p\nsteps:\n  a:\n    uses: m:f\n"
 NESTED = "(tags.a='b' AND (tags.a='b' OR "

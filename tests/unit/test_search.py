@@ -519,3 +519,42 @@ def test_conjuncts_are_what_must_hold_together() -> None:
     assert conjuncts(parse_filter(f"({TEXT_A} AND {TEXT_B}) AND ({TEXT_A} OR {TEXT_C})")) == (A, B, AnyOf((A, C)))
     assert conjuncts(parse_filter("")) == ()
     assert conjuncts(parse_filter(TEXT_A)) == (A,)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "comparator", "value"),
+    [
+        ("version_number = '3'", "version_number", "=", 3.0),
+        ("version.version IN ('3', '4')", "version_number", "IN", (3.0, 4.0)),
+        ("semantic_version >= '1.2.0'", "semantic_version", ">=", "1.2.0"),
+        ("semantic_version NOT IN ('^1', '2.0.0')", "semantic_version", "NOT IN", ("^1", "2.0.0")),
+        ("author ILIKE 'ann'", "user_id", "ILIKE", "ann"),
+        ("current_stage = 'staging'", "stage", "=", "staging"),
+        ("alias IS NOT NULL", "alias", "IS NOT NULL", None),
+    ],
+)
+def test_versions_have_attributes_of_their_own(text: str, key: str, comparator: str, value: object) -> None:
+    parsed = parse_filter(text, MODEL_VERSION_FIELDS)
+    assert isinstance(parsed, Comparison)
+    assert (parsed.field, parsed.comparator, parsed.value) == (Field(Entity.ATTRIBUTE, key), comparator, value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["version_number = 'x'", "version_number IN ('1', 'x')", "version_number = '1e3'", "version_number = ''",
+     "semantic_version LIKE '1%'", "semantic_version IS NULL", "semantic_version > 1", "alias > 'a'", "alias = 1"],
+)  # fmt: skip
+def test_attributes_of_versions_are_compared_as_what_they_are(text: str) -> None:
+    with pytest.raises(InvalidInput):
+        parse_filter(text, MODEL_VERSION_FIELDS)
+
+
+def test_quoted_numbers_are_texts_in_searches_of_runs() -> None:
+    with pytest.raises(InvalidInput, match="Expected numeric value type"):
+        parse_filter("start_time > '5'")
+
+
+@pytest.mark.parametrize("fields", [REGISTERED_MODEL_FIELDS, MODEL_VERSION_FIELDS])
+def test_nothing_is_ordered_by_what_there_may_be_many_of(fields: Fields) -> None:
+    with pytest.raises(InvalidInput, match="many of 'alias'"):
+        parse_order("alias DESC", fields)

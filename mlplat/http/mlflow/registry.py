@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import msgspec
 
-from mlplat.errors import InvalidInput
 from mlplat.http.mlflow.endpoint import (
     Answer,
     Endpoint,
     caller,
     check_limit,
-    page_offset,
-    paged,
     request_id,
     require,
+    token_page,
     wire_pairs,
 )
 from mlplat.http.mlflow.experiments import Tag
 from mlplat.http.mlflow.model_sources import resolve_source
 from mlplat.http.services import Services
+from mlplat.registry import search
 from mlplat.registry.model import (
     SEMANTIC_VERSION_TAG,
     Command,
@@ -48,9 +46,6 @@ from mlplat.tracking.model import to_ms
 
 MAX_MODELS_PAGE = 1_000
 MAX_VERSIONS_PAGE = 200_000
-#: Filters that the fluent client sends; the full grammar comes with search over the registry.
-_EQUALS = re.compile(r"\s*(?P<key>\w+)\s*=\s*(?:'(?P<a>[^']*)'|\"(?P<b>[^\"]*)\")\s*\Z")
-_LIKE = re.compile(r"\s*name\s+LIKE\s+(?:'(?P<a>[^']*)'|\"(?P<b>[^\"]*)\")\s*\Z", re.IGNORECASE)
 
 
 class Model(msgspec.Struct):
@@ -235,23 +230,8 @@ async def delete_model(services: Services, request: Model) -> Answer:
 async def search_models(services: Services, request: Search) -> Answer:
     """GET registered-models/search"""
     limit = check_limit(100 if request.max_results is None else request.max_results, MAX_MODELS_PAGE)
-    offset = page_offset(request.page_token)
-    pattern = _name_pattern(request.filter)
-    found = await services.registry.search_models(pattern, limit + 1, offset)
-    return paged("registered_models", [wire_model(model) for model in found], limit, offset)
-
-
-def _name_pattern(text: str) -> str | None:
-    if not text.strip():
-        return None
-    like = _LIKE.match(text)
-    if like:
-        return like["a"] if like["a"] is not None else like["b"]
-    equals = _EQUALS.match(text)
-    if equals and equals["key"] == "name":
-        exact = equals["a"] if equals["a"] is not None else equals["b"]
-        return re.sub(r"([\\%_])", r"\\\1", exact)
-    raise InvalidInput(f"Invalid filter string: {text[:200]!r}. Supported here: name = '…' and name LIKE '…'.")
+    found = await search.search_models(services.registry, request.filter, request.order_by, limit, request.page_token)
+    return token_page("registered_models", [wire_model(model) for model in found.models], found.next_token)
 
 
 async def set_model_tag(services: Services, request: ModelTag) -> Answer:
@@ -310,7 +290,8 @@ async def create_version(services: Services, request: CreateVersionRequest) -> A
     """POST model-versions/create"""
     source = await resolve_source(services, require("source", request.source), request.run_id)
     command = CreateVersion(
-        _name(request), request.source, source.artifact_uri, request.run_id, request.run_link, request.description, "",
+        _name(request), request.source, source.artifact_uri, request.run_id, request.run_link, request.description,
+        caller.get(),
         # Copies of a version bring its tags along.
         {tag.key: tag.value for tag in request.tags if tag.key != SEMANTIC_VERSION_TAG},
         parse_version(request.version) if request.version else None, source.run_id, request.semantic_version,
@@ -341,18 +322,10 @@ async def delete_version(services: Services, request: Version) -> Answer:
 async def search_versions(services: Services, request: Search) -> Answer:
     """GET model-versions/search"""
     limit = check_limit(10_000 if request.max_results is None else request.max_results, MAX_VERSIONS_PAGE)
-    offset = page_offset(request.page_token)
-    name = run_id = None
-    if request.filter.strip():
-        match = _EQUALS.match(request.filter)
-        if match is None or match["key"] not in {"name", "run_id"}:
-            raise InvalidInput(
-                f"Invalid filter string: {request.filter[:200]!r}. Supported here: name = '…' and run_id = '…'."
-            )
-        value = match["a"] if match["a"] is not None else match["b"]
-        name, run_id = (value, None) if match["key"] == "name" else (None, value)
-    found = await services.registry.search_versions(name, run_id, limit + 1, offset)
-    return paged("model_versions", [wire_version(version) for version in found], limit, offset)
+    found = await search.search_versions(
+        services.registry, services.metrics, request.filter, request.order_by, limit, request.page_token
+    )
+    return token_page("model_versions", [wire_version(version) for version in found.versions], found.next_token)
 
 
 async def set_version_tag(services: Services, request: VersionTag) -> Answer:
