@@ -22,6 +22,7 @@ from mlplat.lineage.records import RunRecords
 from mlplat.lineage.store import LineageStore
 from mlplat.pipelines.automation.store import AutomationStore
 from mlplat.pipelines.store import PipelineStore
+from mlplat.registry.frozen import FrozenFiles
 from mlplat.registry.history_store import RegistryHistory
 from mlplat.registry.move_store import MoveStore
 from mlplat.registry.store import RegistryStore
@@ -63,6 +64,7 @@ def gateway(config: PlatformConfig, replicas: int = 1) -> Any:
             registry=RegistryStore(engine, Reader(config.postgres_url, "gateway reads", READERS)),
             registry_history=RegistryHistory(engine),
             moves=MoveStore(engine),
+            frozen=FrozenFiles(artifacts),
             events=EventLog(engine),
             webhooks=Webhooks(WebhookStore(engine), Sender(Targets.parse(config.webhook_private_targets))),
             registry_writer=RegistryClient(),

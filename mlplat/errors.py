@@ -58,6 +58,13 @@ class PermissionDenied(PlatformError):
     status = 403
 
 
+class Corrupted(PlatformError):
+    """Stored bytes are not what they were: they are not to be used. Repeating the request does not help."""
+
+    code = "INVALID_STATE"
+    status = 409
+
+
 class PayloadTooLarge(PlatformError):
     """The body is larger than the route accepts."""
 

@@ -6,11 +6,13 @@ folder it is fsynced before it appears. Every path is checked by ``safe_path``. 
 
 from __future__ import annotations
 
+import builtins
 import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,15 @@ SINGLE_PUT_BYTES = 8 * 1024 * 1024
 _BLOBS = ".blobs"
 _UPLOADS = ".uploads"
 _RESERVED = (_BLOBS, _UPLOADS)
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file; ``path`` is relative to the folder that was asked for, ``stamp`` changes whenever it is written."""
+
+    path: str
+    size: int
+    stamp: str
 
 
 class ArtifactStore:
@@ -79,6 +90,13 @@ class ArtifactStore:
             if (name := entry["name"].rstrip("/").rpartition("/")[2]) not in _RESERVED
         ]
         return sorted(found, key=lambda info: info.path)
+
+    def files(self, path: str) -> builtins.list[StoredFile]:
+        """All files in a folder at any depth, by path; a file or nothing there gives an empty list."""
+        full = self._file_path(path)
+        found = self._fs.find(full, detail=True).items()
+        inside = ((name.removeprefix(f"{full}/"), entry) for name, entry in found if name.startswith(f"{full}/"))
+        return [StoredFile(name, entry["size"], self._stamp(entry)) for name, entry in sorted(inside)]
 
     def usage(self, path: str) -> tuple[int, int]:
         """``(files, bytes)`` of a file or of everything in a folder; zeros when nothing is there."""
@@ -152,6 +170,16 @@ class ArtifactStore:
         if self._local:
             return self._write_local(Path(full), chunks)
         return self._write_object(full, iter(chunks))
+
+    def _stamp(self, entry: Mapping[str, Any]) -> str:
+        """On a disk the inode and the time of its last change, which nobody can set; in a bucket what that tells."""
+        if self._local:
+            try:
+                status = Path(entry["name"]).stat()
+            except FileNotFoundError:
+                return "gone"
+            return f"{status.st_ino}.{status.st_ctime_ns}"
+        return f"{entry.get('ETag', '')}.{entry.get('LastModified', '')}"
 
     def _write_object(self, full: str, chunks: Iterator[bytes]) -> int:
         """One PUT for what is small, a multipart upload for the rest: either appears when it is complete."""

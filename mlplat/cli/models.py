@@ -12,7 +12,7 @@ from rich.console import Console
 
 from mlplat.cli.model_search import search
 from mlplat.cli.tables import plain_table
-from mlplat.errors import InvalidInput
+from mlplat.errors import Corrupted, InvalidInput
 from mlplat.registry.model import parse_stage
 from mlplat.sdk.client import client_for, default_url
 
@@ -56,6 +56,25 @@ def versions(
             item["created_at"][:19].replace("T", " "), because,
         )  # fmt: skip
     console.print(table)
+
+
+@models.command("verify")
+def verify(
+    name: Name,
+    version: Annotated[str, typer.Argument(help="A number, a semantic version, a stage, or @ and an alias.")],
+) -> None:
+    """Read all files of a version, and compare them with what was registered."""
+    found = client_for(default_url()).get(f"{model_url(name)}/versions/{quote(version, safe='')}/verify")
+    what = f"{name} version {found['version']}"
+    if not found["frozen"]:
+        console.print(f"{what}: nothing is known of its files: they are elsewhere, or there were none", markup=False)
+        return
+    if found["intact"]:
+        console.print(f"{what}: its files are what was registered", markup=False)
+        return
+    for problem in found["problems"]:
+        console.print(f"{problem['path']} {problem['problem']}", markup=False)
+    raise Corrupted(f"{what} is not what was registered")
 
 
 @models.command("alias")

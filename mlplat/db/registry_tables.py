@@ -72,6 +72,9 @@ model_version = Table(
     Column("semantic", ARRAY(Integer), nullable=False),
     Column("bump", Text, nullable=False),
     Column("bump_reason", Text, nullable=False),
+    # What its files were, see artifacts/manifest.py; null: they are elsewhere, or there were none.
+    Column("manifest", Text, nullable=True),
+    Column("stamp", Text, nullable=True),
     # What the next version is compared with; the run may be gone by then.
     Column("facts", JSONB, nullable=False, server_default=text("'{}'")),
     _time("created_at"),

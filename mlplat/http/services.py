@@ -15,6 +15,7 @@ from mlplat.metrics.queries import Statement
 from mlplat.pipelines.automation.store import AutomationStore
 from mlplat.pipelines.model import Submission
 from mlplat.pipelines.store import PipelineStore
+from mlplat.registry.frozen import FrozenFiles
 from mlplat.registry.history_store import RegistryHistory
 from mlplat.registry.model import NOBODY, Command, Origin
 from mlplat.registry.move_store import MoveStore
@@ -98,6 +99,7 @@ class Services:
     registry: RegistryStore
     registry_history: RegistryHistory
     moves: MoveStore
+    frozen: FrozenFiles
     events: EventLog
     webhooks: Webhooks
     registry_writer: RegistryPort

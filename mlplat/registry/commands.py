@@ -16,6 +16,7 @@ from mlplat.registry.model import (
     DeleteAlias,
     DeleteModel,
     DeleteVersion,
+    ReportTampering,
     RequestMove,
     RollBackAlias,
     SetAlias,
@@ -27,6 +28,7 @@ from mlplat.registry.model import (
 )
 from mlplat.registry.moves import Approved, cancel_moves, decide, request_move, withdraw
 from mlplat.registry.registered_models import apply_to_model
+from mlplat.registry.rows import require_version
 from mlplat.registry.stages import set_stage
 from mlplat.registry.turn import Turn
 from mlplat.registry.versions import create_version, delete_version, set_version_tag, update_version
@@ -57,7 +59,7 @@ async def apply(turn: Turn, command: Command) -> Applied:
     """
     await check_policy(turn, command)
     match command:
-        case CreateVersion() | UpdateVersion() | DeleteVersion() | SetVersionTag():
+        case CreateVersion() | UpdateVersion() | DeleteVersion() | SetVersionTag() | ReportTampering():
             return await _apply_to_version(turn, command)
         case RequestMove() | Decide() | WithdrawMove():
             return await _apply_to_request(turn, command)
@@ -83,7 +85,7 @@ async def _apply_to_request(turn: Turn, command: RequestMove | Decide | Withdraw
 
 
 async def _apply_to_version(
-    turn: Turn, command: CreateVersion | UpdateVersion | DeleteVersion | SetVersionTag
+    turn: Turn, command: CreateVersion | UpdateVersion | DeleteVersion | SetVersionTag | ReportTampering
 ) -> Applied:
     match command:
         case CreateVersion():
@@ -96,4 +98,6 @@ async def _apply_to_version(
             return Applied(await delete_version(turn.connection, name, version))
         case SetVersionTag():
             await set_version_tag(turn.connection, command)
+        case ReportTampering(name, version):
+            await require_version(turn.connection, name, version)
     return Applied()

@@ -105,7 +105,7 @@ def versions_of(rows: Sequence[Any]) -> list[ModelVersion]:
         ModelVersion(
             row.name, row.version, row.description, row.source, row.artifact_uri, row.run_id, row.run_link,
             row.user_id, row.created_at, row.updated_at, SemanticVersion(*row.semantic), row.bump, row.bump_reason,
-            Stage(row.stage), row.tags or {}, row.aliases or [],
+            Stage(row.stage), row.tags or {}, row.aliases or [], row.manifest, row.stamp,
         )
         for row in rows
     ]  # fmt: skip

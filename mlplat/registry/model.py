@@ -69,6 +69,9 @@ class ModelVersion:
     stage: Stage = Stage.NONE
     tags: dict[str, str] = field(default_factory=dict)
     aliases: list[str] = field(default_factory=list)
+    #: The digest of its files' manifest, and their stamp then; None: they are elsewhere, or there were none.
+    manifest: str | None = None
+    stamp: str | None = None
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,7 @@ class CreateVersion:
         version: the number that is asked for.
         semantic_version: the semantic version, or which number of it grows; by default by comparison.
         signature: what the model takes and gives, as JSON of a ``Signature``.
+        manifest, stamp: what its files are, see ``artifacts.manifest.Frozen``.
     """
 
     name: str
@@ -148,6 +152,8 @@ class CreateVersion:
     source_run_id: str | None = None
     semantic_version: str | None = None
     signature: str | None = None
+    manifest: str | None = None
+    stamp: str | None = None
 
 
 @dataclass(frozen=True)
@@ -165,6 +171,15 @@ class DeleteVersion:
 
     name: str
     version: int
+
+
+@dataclass(frozen=True)
+class ReportTampering:
+    """Notes that files of a version are not what they were; nothing else changes."""
+
+    name: str
+    version: int
+    problem: str
 
 
 @dataclass(frozen=True)
@@ -264,6 +279,7 @@ Command = (
     | CreateVersion
     | UpdateVersion
     | DeleteVersion
+    | ReportTampering
     | SetVersionTag
     | SetAlias
     | DeleteAlias

@@ -51,7 +51,8 @@ async def create_version(connection: AsyncConnection, command: CreateVersion) ->
             name=command.name, version=version, description=command.description, source=command.source,
             artifact_uri=command.artifact_uri, run_id=command.run_id, run_link=command.run_link,
             user_id=command.user_id, semantic=list(semantic), bump=bump, bump_reason=reason,
-            facts=facts_to_json(facts), created_at=func.clock_timestamp(), updated_at=func.clock_timestamp(),
+            facts=facts_to_json(facts), manifest=command.manifest, stamp=command.stamp,
+            created_at=func.clock_timestamp(), updated_at=func.clock_timestamp(),
         )
     )  # fmt: skip
     for key, value in command.tags.items():

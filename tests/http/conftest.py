@@ -37,6 +37,7 @@ from mlplat.pipelines.automation.store import AutomationStore
 from mlplat.pipelines.model import Assignment
 from mlplat.pipelines.scheduling import SchedulerService
 from mlplat.pipelines.store import PipelineStore
+from mlplat.registry.frozen import FrozenFiles
 from mlplat.registry.history_store import RegistryHistory
 from mlplat.registry.move_store import MoveStore
 from mlplat.registry.service import RegistryService
@@ -168,6 +169,7 @@ async def open_stack(databases: Databases, folder: Path) -> AsyncIterator[Stack]
             registry=RegistryStore(engine, reader),
             registry_history=RegistryHistory(engine),
             moves=MoveStore(engine),
+            frozen=FrozenFiles(artifacts),
             events=EventLog(engine),
             webhooks=Webhooks(WebhookStore(engine), Sender(Targets.parse(["127.0.0.1"]))),
             registry_writer=registry,

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from mlplat.artifacts.model import proxied_path, safe_path
 from mlplat.errors import InvalidInput
 from mlplat.http.bodies import read_body
+from mlplat.http.intact import require_intact
 from mlplat.http.mlflow.artifacts import send_file
 from mlplat.http.mlflow.endpoint import PREFIXES, Answer, Endpoint, page_offset, paged, require
 from mlplat.http.mlflow.runs import ById, run_id_of
@@ -69,6 +70,7 @@ def install_files(app: FastAPI, services: Services) -> None:
         query = request.query_params
         name, version = require("name", query.get("name")), require("version", query.get("version"))
         found = await services.registry.get_version(name, parse_version(version))
+        await require_intact(services, found)
         return await send_file(services, _inside(found.artifact_uri, require("path", query.get("path"))), request)
 
     async def file_of_model(request: Request) -> Response:

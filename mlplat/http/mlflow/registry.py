@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from mlplat.http.intact import require_intact
 from mlplat.http.mlflow.endpoint import (
     Answer,
     Endpoint,
@@ -289,13 +290,15 @@ async def transition_stage(services: Services, request: TransitionStage) -> Answ
 async def create_version(services: Services, request: CreateVersionRequest) -> Answer:
     """POST model-versions/create"""
     source = await resolve_source(services, require("source", request.source), request.run_id)
+    frozen = await services.frozen.freeze(source.artifact_uri)
     command = CreateVersion(
         _name(request), request.source, source.artifact_uri, request.run_id, request.run_link, request.description,
         caller.get(),
         # Copies of a version bring its tags along.
         {tag.key: tag.value for tag in request.tags if tag.key != SEMANTIC_VERSION_TAG},
         parse_version(request.version) if request.version else None, source.run_id, request.semantic_version,
-        await source.signature(services),
+        await source.signature(services), None if frozen is None else frozen.digest,
+        None if frozen is None else frozen.stamp,
     )  # fmt: skip
     answer = await _execute(services, command)
     return await _version_answer(services, request.name, answer["version"])
@@ -343,8 +346,9 @@ async def delete_version_tag(services: Services, request: VersionTag) -> Answer:
 
 
 async def get_download_uri(services: Services, request: Version) -> Answer:
-    """GET model-versions/get-download-uri"""
+    """GET model-versions/get-download-uri, with which every load begins: files that were changed are refused here"""
     version = await services.registry.get_version(_name(request), parse_version(request.version))
+    await require_intact(services, version)
     return {"artifact_uri": version.artifact_uri}
 
 

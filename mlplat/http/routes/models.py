@@ -11,8 +11,10 @@ from fastapi import APIRouter, Header, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from mlplat.errors import InvalidInput
+from mlplat.http.intact import report
 from mlplat.http.mlflow.endpoint import MAX_IDEMPOTENCY_KEY
 from mlplat.http.services import Services
+from mlplat.registry.frozen import told
 from mlplat.registry.history import Subject
 from mlplat.registry.model import (
     ABSENT,
@@ -107,7 +109,8 @@ class StageAnswer(BaseModel):
 
 
 class VersionAnswer(BaseModel):
-    """A version. `bump` is the number of the semantic version that grew for it, for `bump_reason`."""
+    """A version. `bump` is the number of the semantic version that grew for it, for `bump_reason`; `manifest` is the
+    digest of what its files are, null if they are elsewhere, or there are none."""
 
     name: str
     version: int
@@ -121,6 +124,7 @@ class VersionAnswer(BaseModel):
     source: str
     artifact_uri: str
     run_id: str | None
+    manifest: str | None
     created_at: datetime
     updated_at: datetime
 
@@ -129,6 +133,23 @@ class VersionAnswer(BaseModel):
         """As the API tells it."""
         known = {name: getattr(version, name) for name in cls.model_fields.keys() - {"semantic_version"}}
         return cls(**known, semantic_version=str(version.semantic))
+
+
+class FileProblem(BaseModel):
+    """A file that is not what it was when its version was registered."""
+
+    path: str
+    problem: str
+
+
+class VerifyAnswer(BaseModel):
+    """Whether the files of a version are what they were; `frozen` false: nothing is known of them."""
+
+    name: str
+    version: int
+    frozen: bool
+    intact: bool
+    problems: list[FileProblem]
 
 
 class ChangeAnswer(BaseModel):
@@ -210,6 +231,18 @@ def router(services: Services) -> APIRouter:
         """The version that `spec` stands for: a number (`3`), a semantic version (`1.2.0`), the highest in a range
         (`^1.2`), `latest`, the newest in a stage (`Production`), or that of an alias (`@champion`)."""
         return VersionAnswer.of(await services.registry.resolve(name, spec))
+
+    @api.get("/{name}/versions/{spec}/verify")
+    async def verify(name: Name, spec: Annotated[str, Path(max_length=MAX_RANGE_LENGTH)]) -> VerifyAnswer:
+        """Reads all files of a version, and compares them with what was registered."""
+        found = await services.registry.resolve(name, spec)
+        problems = await services.frozen.check(found)
+        if problems:
+            await report(services, found, told(found, problems))
+        return VerifyAnswer(
+            name=found.name, version=found.version, frozen=found.manifest is not None, intact=not problems,
+            problems=[FileProblem(path=one.path, problem=one.what) for one in problems],
+        )  # fmt: skip
 
     @api.post("/{name}/versions/{version}/stage")
     async def set_stage(

@@ -38,6 +38,7 @@ REGISTRY_EVENTS = {
     "DeleteAlias": "alias_deleted",
     "RollBackAlias": "alias_set",
     "SetStage": "stage_set",
+    "ReportTampering": "version_tampered",
     "SetPolicy": "policy_set",
     "RequestMove": "move_requested",
     "Decide": "move_decided",
@@ -46,7 +47,7 @@ REGISTRY_EVENTS = {
 RegistryEvent = Literal[
     "model_created", "model_updated", "model_renamed", "model_deleted", "model_tag_set", "version_created",
     "version_updated", "version_deleted", "version_tag_set", "alias_set", "alias_deleted", "stage_set",
-    "policy_set", "move_requested", "move_decided", "move_withdrawn",
+    "version_tampered", "policy_set", "move_requested", "move_decided", "move_withdrawn",
 ]  # fmt: skip
 EndState = Literal["SUCCEEDED", "FAILED", "CANCELLED"]
 #: A name, or a pattern with ``*``, ``?`` and ``[…]``.
