@@ -111,7 +111,7 @@ async def walk(
         if len(hits) >= limit or len(walked) < size:
             return hits[:limit]
         cursor, seen = walked[-1].values, seen + size
-        size = max(seen, math.ceil(1.25 * seen * (limit - len(hits)) / max(len(hits), 1)))
+        size = max(seen // 4, math.ceil(1.25 * seen * (limit - len(hits)) / max(len(hits), 1)))
     passing = (await ask(reader, ranking.matching(experiment_ids, tests)))["run_ids"]
     return hits + list(await rows(cursor, limit - len(hits), passing))
 
