@@ -142,6 +142,8 @@ def evaluate(data: Split, trials: list[dict[str, Any]], scores: list[dict[str, A
     best = max(means, key=lambda candidate: means[candidate])
     config = trials[best]["config"]
     with mlplat.start_run(EXPERIMENT, "evaluate", params=config) as run, tempfile.TemporaryDirectory() as folder:
+        run.log_dataset({"features": data.train.images, "targets": data.train.digits}, "digits-train")
+        run.log_dataset({"features": data.test.images, "targets": data.test.digits}, "digits-test", "evaluation")
         *_, model = fit_epochs(config, seed, data.train)
         accuracy = float(model.score(data.test.images, data.test.digits))
         run.log({"cv_accuracy": means[best], "test_accuracy": accuracy})

@@ -6,6 +6,7 @@ import re
 
 from mlflow import MlflowClient
 
+from mlplat.sdk.client import Client
 from tests.platform import Platform
 
 
@@ -32,3 +33,15 @@ def test_the_demo_ends_well_and_leaves_everything_visible(platform: Platform, cl
         assert [point.step for point in curve] == list(range(12))
     source = client.get_run(str(champion.run_id))
     assert f"{source.data.metrics['test_accuracy']:.4f}" == f"{float(registered[2]):.4f}"
+
+    lineage = Client(platform.url).get("/api/v1/lineage/model-versions/digits/@champion")
+    assert [(use["name"], use["context"]) for use in lineage["data"]] == [
+        ("digits-test", "evaluation"), ("digits-train", "training"),
+    ]  # fmt: skip
+    assert lineage["run"] == champion.run_id
+    assert [pipeline["name"] for pipeline in lineage["pipelines"]] == ["train-digits"]
+    steps = {node["node"].rpartition("/")[2] for node in lineage["graph"]["nodes"] if node["kind"] == "step"}
+    assert steps == {"load", "split", "tune", "pick", "cross_validate"}
+    assert len(lineage["runs"]) >= 9  # with the trials of the sweep
+    assert lineage["runs"][0]["packages"]["scikit-learn"]
+    assert lineage["version"]["manifest"]
