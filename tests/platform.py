@@ -71,6 +71,7 @@ class Platform:
             "MLPLAT_DASHBOARD_PORT": str(self.dashboard_port),
             "MLPLAT_NUM_CPUS": str(NUM_CPUS),
             "MLPLAT_OBJECT_STORE_BYTES": str(OBJECT_STORE_BYTES),
+            "MLPLAT_WEBHOOK_PRIVATE_TARGETS": "127.0.0.1",
             "MLFLOW_TRACKING_URI": self.url,
             "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
             **self.extra,

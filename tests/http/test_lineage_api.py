@@ -152,7 +152,8 @@ def test_runs_of_mlflows_client_carry_the_step_that_they_are_started_in(tmp_path
 async def test_what_the_documentation_shows_works(
     server_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    text = (ROOT / "docs" / "lineage.md").read_text()
+    name = unique("digits")
+    text = (ROOT / "docs" / "lineage.md").read_text().replace("digits", name)
     commands = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
     client, shown = Client(server_url), {}
     monkeypatch.chdir(tmp_path)
@@ -162,12 +163,12 @@ async def test_what_the_documentation_shows_works(
         experiment = client.post("/api/2.0/mlflow/experiments/create", {"name": unique("lineage")})["experiment_id"]
         made = client.post("/api/2.0/mlflow/runs/create", {"experiment_id": experiment})
         run_id = made["run"]["info"]["run_id"]
-        data = {"name": "digits", "digest": digest, "source_type": "local", "source": "{}"}
+        data = {"name": name, "digest": digest, "source_type": "local", "source": "{}"}
         client.post("/api/2.0/mlflow/runs/log-inputs", {"run_id": run_id, "datasets": [{"dataset": data}]})
-        client.post("/api/2.0/mlflow/registered-models/create", {"name": "digits"})
-        version = {"name": "digits", "source": "s3://b/m", "run_id": run_id}
+        client.post("/api/2.0/mlflow/registered-models/create", {"name": name})
+        version = {"name": name, "source": "s3://b/m", "run_id": run_id}
         client.post("/api/2.0/mlflow/model-versions/create", version)
-        alias = {"name": "digits", "alias": "champion", "version": "1"}
+        alias = {"name": name, "alias": "champion", "version": "1"}
         client.post("/api/2.0/mlflow/registered-models/alias", alias)
         for line in commands:
             filled = line.replace("$DIGEST", digest).replace("$MLPLAT_URL", server_url)
@@ -187,9 +188,9 @@ async def test_what_the_documentation_shows_works(
     await asyncio.to_thread(use)
     outputs = list(shown.values())
     assert "run-" not in outputs[0]
-    assert "digits version 1 (1.0.0)" in outputs[0]
-    assert "dataset:digits@" in outputs[1]
-    assert outputs[2] == "digits/1\n"
-    assert "model-version:digits/1" in outputs[3]
-    assert "<h1>digits, version 1" in (tmp_path / "audit.html").read_text()
+    assert f"{name} version 1 (1.0.0)" in outputs[0]
+    assert f"dataset:{name}@" in outputs[1]
+    assert outputs[2] == f"{name}/1\n"
+    assert f"model-version:{name}/1" in outputs[3]
+    assert f"<h1>{name}, version 1" in (tmp_path / "audit.html").read_text()
     assert all(json.loads(line)["eventType"] for line in (tmp_path / "events.jsonl").read_text().splitlines())
