@@ -76,14 +76,15 @@ def graph(
         following.setdefault(edge[near], []).append(edge[far])
     start = found["nodes"][0]["node"]
     tree = Tree(start)
-    shown, level = {start}, [(start, tree)]
-    for text, branch in level:
-        for other in following.get(text, []):
-            if other in shown:
-                branch.add(f"{other} (see above)")
-                continue
-            shown.add(other)
-            level.append((other, branch.add(other)))
+    shown, left = {start}, [(other, tree) for other in reversed(following.get(start, []))]
+    while left:
+        text, above = left.pop()
+        if text in shown:
+            above.add(f"{text} (see above)" if text in following else text)
+            continue
+        shown.add(text)
+        branch = above.add(text)
+        left += [(other, branch) for other in reversed(following.get(text, []))]
     console.print(tree, markup=False)
     if found["truncated"]:
         console.print("… and more")
