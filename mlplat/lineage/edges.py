@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -169,17 +168,14 @@ async def find_datasets(connection: AsyncConnection, digest: str, name: str | No
     query = select(dataset.c.name).where(dataset.c.digest == digest).distinct()
     kept = select(lineage_edge.c.upstream).distinct()
     if name is None:
-        kept = kept.where(lineage_edge.c.upstream.like(f"{Kind.DATASET}:%@{_escaped(digest)}"))
+        named = lineage_edge.c.upstream.startswith(f"{Kind.DATASET}:")
+        kept = kept.where(named, lineage_edge.c.upstream.endswith(f"@{digest}", autoescape=True))
     else:
         query = query.where(dataset.c.name == name)
         kept = kept.where(lineage_edge.c.upstream == str(dataset_node(name, digest)))
     nodes = {dataset_node(found, digest) for found in (await connection.execute(query)).scalars()}
     nodes |= {parse_node(found) for found in (await connection.execute(kept)).scalars()}
     return sorted(nodes)
-
-
-def _escaped(text: str) -> str:
-    return re.sub(r"([\\%_])", r"\\\1", text)
 
 
 def dataset_node(name: str, digest: str) -> Node:

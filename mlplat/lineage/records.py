@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -19,10 +21,10 @@ from mlplat.artifacts.store import ArtifactStore
 from mlplat.db.tables import experiment, lineage_run
 from mlplat.errors import InvalidInput
 from mlplat.lineage.pipelines import PIPELINE_RUN_TAG, STEP_TAG
-from mlplat.metrics import queries
 from mlplat.metrics.curves import Query
 from mlplat.tracking.comparison import JsonValue
 from mlplat.tracking.inputs import DATASET_CONTEXT_TAG, DatasetInput
+from mlplat.tracking.metric_summaries import read_last_values
 from mlplat.tracking.model import Run
 from mlplat.tracking.run_facts import DIRTY_TAG, SOURCE_TAG, read_facts
 from mlplat.tracking.runs import load_runs
@@ -113,24 +115,15 @@ class RunRecords:
             names = {row.experiment_id: row.name for row in await connection.execute(named)}
         if not runs:
             return {}
-        metrics = await self._metrics([run.run_id for run in runs])
+        metrics = await read_last_values(self.query, [run.run_id for run in runs])
         turn = asyncio.Semaphore(READERS)
 
         async def record(run: Run) -> RunRecord:
             async with turn:
                 name = names.get(run.experiment_id, "")
-                return await asyncio.to_thread(_record, self.artifacts, run, name, metrics[run.run_id])
+                return await asyncio.to_thread(_record, self.artifacts, run, name, _numbers(metrics[run.run_id]))
 
         return {one.run_id: one for one in await asyncio.gather(*map(record, runs))}
-
-    async def _metrics(self, run_ids: Sequence[str]) -> dict[str, dict[str, float | str]]:
-        found: dict[str, dict[str, float | str]] = {run_id: {} for run_id in run_ids}
-        table = await self.query(queries.latest(run_ids))
-        rows = zip(*(table[name].to_pylist() for name in ("run_id", "key", "value")), strict=True)
-        for run_id, key, value in rows:
-            if len(found[run_id]) < MAX_METRICS:
-                found[run_id][key] = value if value - value == 0 else str(value)
-        return found
 
 
 async def keep_records(connection: AsyncConnection, records: Sequence[RunRecord]) -> None:
@@ -164,6 +157,11 @@ def _record(artifacts: ArtifactStore, run: Run, experiment_name: str, metrics: d
         run.ended_at, run.params, run.tags, metrics, [_use(found) for found in run.links.datasets], code, environment,
         packages, run.tags.get(PIPELINE_RUN_TAG), run.tags.get(STEP_TAG),
     )  # fmt: skip
+
+
+def _numbers(values: Mapping[str, float]) -> dict[str, float | str]:
+    """With text for what JSON has no number for."""
+    return {key: value if math.isfinite(value) else str(value) for key, value in islice(values.items(), MAX_METRICS)}
 
 
 def _use(found: DatasetInput) -> DataUse:

@@ -32,12 +32,12 @@ from mlplat.errors import (
 )
 from mlplat.metrics.curves import Query
 from mlplat.registry.commands import Applied, apply
-from mlplat.registry.gate_metrics import read_last_values
 from mlplat.registry.history import Change
 from mlplat.registry.model import NOBODY, Command, Origin
 from mlplat.registry.policy import Measured
 from mlplat.registry.refusals import note_refusal
 from mlplat.registry.turn import MetricsNeeded, Turn, open_turn
+from mlplat.tracking.metric_summaries import read_last_values
 
 MAX_WAITING = 2_000
 MAX_TRIES = 8

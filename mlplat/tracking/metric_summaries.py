@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mlplat.errors import InvalidInput
@@ -42,4 +42,18 @@ async def read_summaries(query: Query, runs: Sequence[RunOrigin]) -> dict[str, l
     ):
         numbers = (lowest, highest) if lowest <= highest else (None, None)
         found[run_id].append(MetricSummary(key, value, step, timestamp, *numbers))
+    return found
+
+
+async def read_last_values(query: Query, run_ids: Iterable[str]) -> Mapping[str, Mapping[str, float]]:
+    """The last value of each metric of each run; a run without metrics has an empty entry.
+
+    Raises:
+        Unavailable: the metric store is away.
+    """
+    found: dict[str, dict[str, float]] = {run_id: {} for run_id in run_ids}
+    table = await query(queries.latest(list(found)))
+    rows = zip(*(table[name].to_pylist() for name in ("run_id", "key", "value")), strict=True)
+    for run_id, key, value in rows:
+        found[run_id][key] = value
     return found

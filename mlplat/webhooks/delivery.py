@@ -13,13 +13,13 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mlplat.db.engine import CONNECTION_ERRORS
 from mlplat.db.lease import LeaseKeeper
+from mlplat.db.looking import look_forever, prune_forever
 from mlplat.errors import Fenced, PlatformError
 from mlplat.webhooks.model import Answer, DeliveryState, Retries, delivery_id
 from mlplat.webhooks.outbox import Claim, Due, Outbox
@@ -65,7 +65,10 @@ class Deliveries:
         """Works in the background."""
         if not self._tasks:
             loop = asyncio.get_running_loop()
-            self._tasks = [loop.create_task(self._run()), loop.create_task(self._prune_forever())]
+            self._tasks = [
+                loop.create_task(look_forever(self.look, self._wake, self._lease, "webhooks", LOOK_S)),
+                loop.create_task(prune_forever(self._outbox.prune, PRUNE_S)),
+            ]
 
     def wake(self) -> None:
         """Something has happened: looks now."""
@@ -103,29 +106,6 @@ class Deliveries:
         while self._underway:
             await asyncio.wait(self._underway.values())
             await asyncio.sleep(0)
-
-    async def _run(self) -> None:
-        while True:
-            self._wake.clear()
-            delay = LOOK_S
-            try:
-                delay = await self.look()
-            except Fenced:
-                self._lease.lost.set()
-                return
-            except (PlatformError, *CONNECTION_ERRORS) as error:
-                _log.warning("webhooks: %s", error)
-            except Exception:  # a defect in one look must not end all of them
-                _log.exception("webhooks")
-            with suppress(TimeoutError):
-                async with asyncio.timeout(delay):
-                    await self._wake.wait()
-
-    async def _prune_forever(self) -> None:
-        while True:
-            with suppress(PlatformError, *CONNECTION_ERRORS):
-                await self._outbox.prune()
-            await asyncio.sleep(PRUNE_S)
 
     def _begin(self, item: Due) -> None:
         task = asyncio.get_running_loop().create_task(self._deliver(item.number))

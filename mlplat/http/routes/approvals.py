@@ -114,6 +114,10 @@ def router(services: Services) -> APIRouter:
     """Policies, requests and refusals of registered models; and the requests of all."""
     api = APIRouter(prefix="/api/v1", tags=["approvals"])
 
+    async def answer(command: Decide | WithdrawMove, request: ChangeRequest, key: str | None) -> MoveAnswer:
+        await execute(services, key, [command], request.origin)
+        return MoveAnswer.of(await services.moves.get_move(command.name, command.move_id))
+
     @api.get("/models/{name}/policy", response_model_exclude_defaults=True)
     async def policy(name: Name) -> Policy:
         """Who may move the model's versions where, and what they have to be for it."""
@@ -129,8 +133,8 @@ def router(services: Services) -> APIRouter:
     @api.post("/models/{name}/requests")
     async def request_move(name: Name, request: NewMoveRequest, idempotency_key: IdempotencyKey = None) -> MoveAnswer:
         """Asks for the approvals that a move needs. The last one makes the move."""
-        [answer] = await execute(services, idempotency_key, [request.command(name)], request.origin)
-        return MoveAnswer.of(await services.moves.get_move(name, answer["move_id"]))
+        [made] = await execute(services, idempotency_key, [request.command(name)], request.origin)
+        return MoveAnswer.of(await services.moves.get_move(name, made["move_id"]))
 
     @api.get("/models/{name}/requests")
     async def requests(
@@ -155,24 +159,21 @@ def router(services: Services) -> APIRouter:
         name: Name, number: MoveNumber, request: ChangeRequest, idempotency_key: IdempotencyKey = None
     ) -> MoveAnswer:
         """Approves a request of somebody else."""
-        await execute(services, idempotency_key, [Decide(name, number, True)], request.origin)
-        return MoveAnswer.of(await services.moves.get_move(name, number))
+        return await answer(Decide(name, number, True), request, idempotency_key)
 
     @api.post("/models/{name}/requests/{number}/reject")
     async def reject(
         name: Name, number: MoveNumber, request: ChangeRequest, idempotency_key: IdempotencyKey = None
     ) -> MoveAnswer:
         """Rejects a request, with a reason: one word against it ends it."""
-        await execute(services, idempotency_key, [Decide(name, number, False)], request.origin)
-        return MoveAnswer.of(await services.moves.get_move(name, number))
+        return await answer(Decide(name, number, False), request, idempotency_key)
 
     @api.post("/models/{name}/requests/{number}/withdraw")
     async def withdraw(
         name: Name, number: MoveNumber, request: ChangeRequest, idempotency_key: IdempotencyKey = None
     ) -> MoveAnswer:
         """Takes one's own request back."""
-        await execute(services, idempotency_key, [WithdrawMove(name, number)], request.origin)
-        return MoveAnswer.of(await services.moves.get_move(name, number))
+        return await answer(WithdrawMove(name, number), request, idempotency_key)
 
     @api.get("/models/{name}/refusals")
     async def refusals(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
-from contextlib import suppress
 from datetime import datetime
 from functools import partial
 
@@ -19,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mlplat.db.engine import CONNECTION_ERRORS
 from mlplat.db.lease import LeaseKeeper
+from mlplat.db.looking import look_forever, prune_forever
 from mlplat.errors import Fenced, InvalidInput, Overloaded, PlatformError, Unavailable
 from mlplat.pipelines.automation.decisions import decide_all, fire_times
 from mlplat.pipelines.automation.firings import Firing, FiringState, Recorded
@@ -71,7 +71,10 @@ class Automation:
         """Works in the background."""
         if not self._tasks:
             loop = asyncio.get_running_loop()
-            self._tasks = [loop.create_task(self._run()), loop.create_task(self._prune_forever())]
+            self._tasks = [
+                loop.create_task(look_forever(self.look, self._wake, self._lease, "schedules and triggers", LOOK_S)),
+                loop.create_task(prune_forever(self._store.prune, PRUNE_S)),
+            ]
 
     def wake(self) -> None:
         """Schedules, triggers or firings have changed: looks now."""
@@ -108,29 +111,6 @@ class Automation:
         while self._underway:
             await asyncio.wait(self._underway.values())
             await asyncio.sleep(0)
-
-    async def _run(self) -> None:
-        while True:
-            self._wake.clear()
-            delay = LOOK_S
-            try:
-                delay = await self.look()
-            except Fenced:
-                self._lease.lost.set()
-                return
-            except (PlatformError, *CONNECTION_ERRORS) as error:
-                _log.warning("schedules and triggers: %s", error)
-            except Exception:  # a defect in one look must not end all of them
-                _log.exception("schedules and triggers")
-            with suppress(TimeoutError):
-                async with asyncio.timeout(delay):
-                    await self._wake.wait()
-
-    async def _prune_forever(self) -> None:
-        while True:
-            with suppress(PlatformError, *CONNECTION_ERRORS):
-                await self._store.prune()
-            await asyncio.sleep(PRUNE_S)
 
     async def _fire_schedules(self, now: datetime) -> None:
         while True:
