@@ -79,6 +79,13 @@ class Overloaded(PlatformError):
     status = 429
 
 
+class StorageFull(PlatformError):
+    """A disk, bucket or quota has no room for more artifacts; waiting alone does not help."""
+
+    code = "RESOURCE_EXHAUSTED"
+    status = 507
+
+
 class Unavailable(PlatformError):
     """A part of the platform is restarting or out of reach; retry."""
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import msgspec
 
 from mlplat.artifacts.store import ArtifactStore, StoredFile
-from mlplat.errors import InvalidInput, NotFound
+from mlplat.errors import Corrupted, NotFound
 
 #: A folder with more is none that anybody registers as a model.
 MAX_FILES = 50_000
@@ -53,7 +53,11 @@ class Difference:
 
 
 def freeze(store: ArtifactStore, folder: str) -> Frozen | None:
-    """Keeps the manifest of a folder; None: there are no files, or too many. Reads all of them. Blocks."""
+    """Keeps the manifest of a folder; None: there are no files, or too many. Reads all of them. Blocks.
+
+    Raises:
+        Corrupted: a file is damaged already.
+    """
     files = list(_files(store, folder))
     if not files or len(files) > MAX_FILES:
         return None
@@ -70,12 +74,12 @@ def differences(store: ArtifactStore, folder: str, digest: str) -> list[Differen
     """The files of a manifest that are gone or have other bytes. Files that came later are none. Blocks.
 
     Raises:
-        NotFound, InvalidInput: the manifest is gone or corrupt itself.
+        NotFound, Corrupted: the manifest is gone or corrupt itself.
     """
     try:
         manifest = msgspec.json.decode(store.get_blob(digest), type=Manifest)
     except msgspec.DecodeError as error:
-        raise InvalidInput(f"blob {digest} is no manifest") from error
+        raise Corrupted(f"blob {digest} is no manifest") from error
     sizes = {file.path: file.size for file in _files(store, folder)}
     return list(_different(store, folder, manifest.files, sizes))
 
@@ -90,7 +94,11 @@ def _different(
         elif size != file.size:
             yield Difference(file.path, f"has {size} bytes and had {file.size}")
         else:
-            found = _sha256(store, folder, file.path)
+            try:
+                found = _sha256(store, folder, file.path)
+            except Corrupted as error:
+                yield Difference(file.path, f"cannot be read: {error.message}")
+                continue
             if found != file.sha256:
                 yield Difference(file.path, f"has the SHA-256 {found[:12]}… and had {file.sha256[:12]}…")
 

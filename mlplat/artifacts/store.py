@@ -1,32 +1,53 @@
-"""Files by path and blobs by digest, over fsspec.
+"""Files by path and blobs by digest, in a folder or a bucket.
 
-Contract: a write is visible only when it is complete, and replaces what was there. On a local
-folder it is fsynced before it appears. Every path is checked by ``safe_path``. Methods block.
+Contract: a write is visible only when it is complete and durable, and replaces what was there; who reads meanwhile
+reads one version to its end. Equal stretches of files are stored once. Whatever is read is checked against its
+SHA-256. Every path is checked by ``safe_path``. Methods block and are thread-safe.
 """
 
 from __future__ import annotations
 
 import builtins
 import hashlib
-import os
-import shutil
+import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from itertools import chain
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
-
+from mlplat.artifacts.blobs import BLOBS, CONDEMNED_KEY, Blobs
+from mlplat.artifacts.bucket import open_objects
+from mlplat.artifacts.chunking import cut_stream, sha256
+from mlplat.artifacts.entry import (
+    HEADER_BYTES,
+    INLINE_BYTES,
+    SURE_BYTES,
+    Chunk,
+    Entry,
+    Header,
+    check_chunks,
+    check_digest,
+    decode,
+    decode_header,
+    encode,
+)
+from mlplat.artifacts.folder import UPLOADS
 from mlplat.artifacts.model import ArtifactInfo, safe_path
-from mlplat.errors import InvalidInput, NotFound
+from mlplat.artifacts.objects import ObjectInfo
+from mlplat.errors import Conflict, Corrupted, InvalidInput, NotFound
 
+#: Bytes of a piece that ``read`` gives at most.
 CHUNK_BYTES = 1024 * 1024
-SINGLE_PUT_BYTES = 8 * 1024 * 1024
-_BLOBS = ".blobs"
-_UPLOADS = ".uploads"
-_RESERVED = (_BLOBS, _UPLOADS)
+#: Chunks of one file that are stored at once.
+PARALLEL = 4
+#: Chunks that are read at once for one reader.
+READ_AHEAD = 2
+#: A write that takes longer looks once more whether its chunks are there.
+FRESH_S = 600.0
+MAX_KNOWN_HEADERS = 100_000
+_RESERVED = (BLOBS, UPLOADS, CONDEMNED_KEY.partition("/")[0])
 
 
 @dataclass(frozen=True)
@@ -38,34 +59,119 @@ class StoredFile:
     stamp: str
 
 
+class MissingChunks(Conflict):
+    """A file cannot be made of chunks that are not there: they have to be sent first."""
+
+
 class ArtifactStore:
-    """A folder (``file:///…``) or a bucket (``s3://…``). Thread-safe."""
+    """A folder (``file:///…``) or a bucket (``s3://…``)."""
 
     def __init__(self, url: str) -> None:
-        self._fs: Any
-        # Listings of a bucket are never cached: other processes write to it too.
-        self._fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
-        self._root = root.rstrip("/")
-        self._local = isinstance(self._fs, LocalFileSystem)
+        self.objects = open_objects(url)
+        self.blobs = Blobs(self.objects)
+        self._pool = ThreadPoolExecutor(PARALLEL, thread_name_prefix="artifacts")
+        #: Headers of entries that are too long for their size to be told from a listing, by key and stamp.
+        self._headers: dict[tuple[str, str], Header] = {}
 
-    def write(self, path: str, chunks: Iterable[bytes]) -> int:
-        """Stores a file and returns its size in bytes.
+    def write(self, path: str, pieces: Iterable[bytes]) -> Entry:
+        """Stores a file.
 
         Raises:
             InvalidInput: the path is not allowed, or something else than a file is there.
+            StorageFull, Unavailable: nothing was changed.
         """
-        return self._write(self._file_path(path), chunks)
+        key = _file_key(path)
+        began, whole = time.monotonic(), hashlib.sha256()
+        pieces = _hashed(pieces, whole)
+        start = _first_bytes(pieces)
+        if len(start) <= INLINE_BYTES:
+            entry = Entry(len(start), whole.hexdigest(), start)
+        else:
+            chunks = tuple(self._put_all(cut_stream(chain([start], pieces))))
+            entry = Entry(sum(chunk.size for chunk in chunks), whole.hexdigest(), None, chunks)
+            if time.monotonic() - began > FRESH_S:
+                self._require(chunks)
+        self.objects.write(key, encode(entry))
+        return entry
 
-    def read(self, path: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """Bytes ``start`` to ``end`` (exclusive) of a file, in chunks.
+    def write_whole(self, path: str, body: bytes) -> None:
+        """Stores a file that is written again and again, such as the newest part of a log: not as blobs.
+
+        Raises:
+            InvalidInput, StorageFull, Unavailable: as ``write``.
+        """
+        self.objects.write(_file_key(path), encode(Entry(len(body), sha256(body), body)))
+
+    def missing(self, digests: Iterable[str]) -> builtins.list[str]:
+        """Those of the chunks that have to be sent before a file can be made of them."""
+        return [digest for digest, suffix in self._found(digests).items() if suffix is None]
+
+    def assemble(self, path: str, size: int, digest: str, chunks: Sequence[tuple[str, int]]) -> Entry:
+        """Makes a file of chunks that are there.
+
+        Args:
+            path: where.
+            size: of the file, in bytes.
+            digest: its SHA-256, which whoever reads all of it checks.
+            chunks: the SHA-256 and size of each, in order.
+
+        Raises:
+            InvalidInput: a digest is none, or the sizes do not add up.
+            MissingChunks: some are not there (any more).
+        """
+        key = _file_key(path)
+        check_digest(digest)
+        check_chunks([Chunk(each, count) for each, count in chunks], size)
+        found = self._found(each for each, _count in chunks)
+        gone = sum(suffix is None for suffix in found.values())
+        if gone:
+            raise MissingChunks(f"{gone} chunks of {path!r} are not there; send them first")
+        entry = Entry(size, digest, None, tuple(Chunk(each, count, found[each] or "") for each, count in chunks))
+        self.objects.write(key, encode(entry))
+        return entry
+
+    def entry(self, path: str) -> Entry:
+        """What is stored under a path.
 
         Raises:
             NotFound: no such file.
+            Corrupted: the stored entry is damaged.
         """
-        full = self._full(path)
-        if not self._fs.isfile(full):
+        stored = self.objects.read(_key(path))
+        if stored is None:
             raise NotFound(f"No such artifact: '{path}'")
-        return self._read_chunks(full, start, end)
+        try:
+            entry = decode(stored)
+        except InvalidInput as error:
+            raise Corrupted(f"The artifact '{path}' is corrupt: {error.message}") from error
+        if entry.body is not None and sha256(entry.body) != entry.sha256:
+            raise Corrupted(f"The artifact '{path}' is corrupt: its bytes have another SHA-256")
+        return entry
+
+    def read(self, path: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """Bytes ``start`` to ``end`` (exclusive) of a file, in pieces of at most ``CHUNK_BYTES``.
+
+        Raises:
+            NotFound: no such file.
+            Corrupted: its bytes are not what was written; before any of the damaged chunk is given.
+        """
+        return self.read_entry(path, self.entry(path), start, end)
+
+    def read_entry(self, path: str, entry: Entry, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """As ``read``, of a version of the file that is known."""
+        end = entry.size if end is None else min(end, entry.size)
+        if entry.body is not None:
+            yield from _pieces(memoryview(entry.body)[start:end])
+            return
+        whole = hashlib.sha256()
+        wanted = list(_overlapping(entry.chunks, start, end))
+        bodies = self._ahead(path, [chunk for chunk, _first, _last in wanted])
+        for number, ((_chunk, first, last), body) in enumerate(zip(wanted, bodies, strict=True), 1):
+            if (start, end) == (0, entry.size):
+                whole.update(body)
+                if number == len(wanted) and whole.hexdigest() != entry.sha256:
+                    raise Corrupted(f"The artifact '{path}' is corrupt: its bytes have another SHA-256")
+            yield from _pieces(memoryview(body)[first:last])
 
     def size(self, path: str) -> int:
         """Size of a file in bytes.
@@ -73,164 +179,177 @@ class ArtifactStore:
         Raises:
             NotFound: no such file.
         """
-        full = self._full(path)
-        if not self._fs.isfile(full):
+        info = self.objects.info(_key(path))
+        if info is None:
             raise NotFound(f"No such artifact: '{path}'")
-        return int(self._fs.size(full))
+        return self._header(info).size
 
-    def list(self, path: str) -> list[ArtifactInfo]:
+    def list(self, path: str) -> builtins.list[ArtifactInfo]:
         """Direct children of a folder, by name; a file or nothing there gives an empty list."""
-        full = self._full(path)
-        if not self._fs.isdir(full):
-            return []
-        entries = self._fs.ls(full, detail=True, refresh=True)
-        found = [
-            ArtifactInfo(name, entry["type"] == "directory", None if entry["type"] == "directory" else entry["size"])
-            for entry in entries
-            if (name := entry["name"].rstrip("/").rpartition("/")[2]) not in _RESERVED
+        key = _key(path)
+        found = [child for child in self.objects.children(key) if key or child.name not in _RESERVED]
+        infos = [child.info for child in found if child.info is not None]
+        sizes = {info.key: size for info, size in zip(infos, self._sizes(infos), strict=True)}
+        entries = [
+            ArtifactInfo(child.name, child.info is None, None if child.info is None else sizes[child.info.key])
+            for child in found
         ]
-        return sorted(found, key=lambda info: info.path)
+        return sorted(entries, key=lambda entry: entry.path)
 
     def files(self, path: str) -> builtins.list[StoredFile]:
         """All files in a folder at any depth, by path; a file or nothing there gives an empty list."""
-        full = self._file_path(path)
-        found = self._fs.find(full, detail=True).items()
-        inside = ((name.removeprefix(f"{full}/"), entry) for name, entry in found if name.startswith(f"{full}/"))
-        return [StoredFile(name, entry["size"], self._stamp(entry)) for name, entry in sorted(inside)]
+        folder = _file_key(path)
+        infos = sorted(self.objects.walk(folder), key=lambda info: info.key)
+        return [
+            StoredFile(info.key.removeprefix(f"{folder}/"), size, info.stamp)
+            for info, size in zip(infos, self._sizes(infos), strict=True)
+        ]
 
     def usage(self, path: str) -> tuple[int, int]:
         """``(files, bytes)`` of a file or of everything in a folder; zeros when nothing is there."""
-        sizes = [entry["size"] for entry in self._fs.find(self._file_path(path), detail=True).values()]
-        return len(sizes), sum(sizes)
+        key = _file_key(path)
+        own = self.objects.info(key)
+        infos = [own] if own is not None else list(self.objects.walk(key))
+        return len(infos), sum(self._sizes(infos))
 
     def delete(self, path: str) -> None:
-        """Removes a file or a folder with all in it; nothing there is fine."""
-        full = self._file_path(path)
-        if self._local:
-            target = Path(full)
-            shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
-            return
-        for key in self._fs.find(full):  # fsspec's rm would take the path for a pattern
-            self._fs.rm_file(key)
+        """Removes a file or a folder with all in it; nothing there is fine. The collector frees their chunks."""
+        self.objects.delete(_file_key(path))
 
     def put_blob(self, body: bytes) -> str:
         """Stores bytes under their SHA-256 and returns it, in hex; storing them again costs one look."""
-        digest = hashlib.sha256(body).hexdigest()
-        full = self._blob_path(digest)
-        if not self._fs.exists(full):
-            self._write(full, [body])
-        return digest
+        return self.blobs.put_whole(body)
 
     def get_blob(self, digest: str) -> bytes:
         """The bytes of a blob, verified.
 
         Raises:
             NotFound: no such blob.
-            InvalidInput: the stored bytes have another digest.
+            Corrupted: the stored bytes have another digest.
         """
-        full = self._blob_path(digest)
-        if not self._fs.exists(full):
-            raise NotFound(f"No such blob: {digest}")
-        body = b"".join(self._read_chunks(full, 0, None))
-        if hashlib.sha256(body).hexdigest() != digest:
-            raise InvalidInput(f"blob {digest} is corrupt: its bytes have another SHA-256")
-        return body
+        return self.blobs.get_whole(digest)
 
     def check_writable(self) -> None:
-        """Writes and removes a small file.
+        """Writes and removes a small object.
 
         Raises:
-            OSError: the store is full, read-only or out of reach.
+            StorageFull, Unavailable: the store is full, read-only or out of reach.
         """
-        probe = f"{self._root}/{_UPLOADS}/probe-{uuid.uuid4().hex}"
-        self._write(probe, [b"probe"])
-        self._fs.rm(probe)
+        probe = f"{UPLOADS}/probe-{uuid.uuid4().hex}"
+        self.objects.write(probe, b"probe")
+        self.objects.delete(probe)
 
-    def _full(self, path: str) -> str:
-        safe = safe_path(path)
-        if safe.split("/", 1)[0] in _RESERVED:
-            raise InvalidInput(f"Invalid path {path[:200]!r}: '{safe.split('/', 1)[0]}' is reserved.")
-        full = f"{self._root}/{safe}" if safe else self._root
-        if self._local and not Path(full).resolve().is_relative_to(Path(self._root).resolve()):
-            raise InvalidInput(f"Invalid path {path[:200]!r}: a link leads out of the store.")
-        return full
+    def _found(self, digests: Iterable[str]) -> dict[str, str | None]:
+        """The suffixes of blobs by digest, None for those that are not there."""
+        wanted = list(dict.fromkeys(digests))
+        return dict(zip(wanted, self._pool.map(self.blobs.find, wanted), strict=True))
 
-    def _file_path(self, path: str) -> str:
-        full = self._full(path)
-        if full == self._root:
-            raise InvalidInput("Invalid path '': a file needs a name.")
-        return full
-
-    def _blob_path(self, digest: str) -> str:
-        if len(digest) != 64 or not all(character in "0123456789abcdef" for character in digest):
-            raise InvalidInput(f"not a SHA-256 in hex: {digest[:80]!r}")
-        return f"{self._root}/{_BLOBS}/{digest[:2]}/{digest}"
-
-    def _write(self, full: str, chunks: Iterable[bytes]) -> int:
-        if self._local:
-            return self._write_local(Path(full), chunks)
-        return self._write_object(full, iter(chunks))
-
-    def _stamp(self, entry: Mapping[str, Any]) -> str:
-        """On a disk the inode and the time of its last change, which nobody can set; in a bucket what that tells."""
-        if self._local:
-            try:
-                status = Path(entry["name"]).stat()
-            except FileNotFoundError:
-                return "gone"
-            return f"{status.st_ino}.{status.st_ctime_ns}"
-        return f"{entry.get('ETag', '')}.{entry.get('LastModified', '')}"
-
-    def _write_object(self, full: str, chunks: Iterator[bytes]) -> int:
-        """One PUT for what is small, a multipart upload for the rest: either appears when it is complete."""
-        first, size = [], 0
-        for chunk in chunks:
-            first.append(chunk)
-            size += len(chunk)
-            if size > SINGLE_PUT_BYTES:
-                break
-        else:
-            self._fs.pipe_file(full, b"".join(first))
-            return size
-        target = self._fs.open(full, "wb", autocommit=False)
+    def _put_all(self, chunks: Iterator[bytes]) -> Iterator[Chunk]:
+        """Stores chunks, ``PARALLEL`` at once."""
+        waiting = deque[Future[Chunk]]()
         try:
-            for chunk in first:
-                target.write(chunk)
             for chunk in chunks:
-                size += target.write(chunk)
-            target.close()
-        except BaseException:
-            target.discard()
-            raise
-        target.commit()
-        return size
-
-    def _write_local(self, target: Path, chunks: Iterable[bytes]) -> int:
-        uploads = Path(self._root) / _UPLOADS
-        uploads.mkdir(parents=True, exist_ok=True)
-        partial = uploads / uuid.uuid4().hex
-        size = 0
-        try:
-            with partial.open("wb") as out:
-                for chunk in chunks:
-                    size += out.write(chunk)
-                out.flush()
-                os.fsync(out.fileno())
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial.replace(target)
-        except (IsADirectoryError, NotADirectoryError, FileExistsError) as error:
-            raise InvalidInput(f"a file and a folder cannot have the same path: {target.name!r}") from error
+                waiting.append(self._pool.submit(self.blobs.put, chunk))
+                if len(waiting) >= PARALLEL:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
         finally:
-            partial.unlink(missing_ok=True)
-        return size
+            for future in waiting:
+                future.cancel()
 
-    def _read_chunks(self, full: str, start: int, end: int | None) -> Iterator[bytes]:
-        with self._fs.open(full, "rb") as source:
-            source.seek(start)
-            left = None if end is None else max(0, end - start)
-            while left is None or left > 0:
-                chunk = source.read(CHUNK_BYTES if left is None else min(CHUNK_BYTES, left))
-                if not chunk:
-                    return
-                left = None if left is None else left - len(chunk)
-                yield chunk
+    def _require(self, chunks: Sequence[Chunk]) -> None:
+        for chunk in chunks:
+            if not self.blobs.still_there(chunk):
+                raise MissingChunks(
+                    f"the write took too long: blob {chunk.sha256} was collected meanwhile; write again"
+                )
+
+    def _ahead(self, path: str, chunks: Sequence[Chunk]) -> Iterator[bytes]:
+        """The bytes of chunks; the next is read while one is being used."""
+        waiting = deque[Future[bytes]]()
+        try:
+            for chunk in chunks:
+                waiting.append(self._pool.submit(self._chunk, path, chunk))
+                if len(waiting) >= READ_AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    def _chunk(self, path: str, chunk: Chunk) -> bytes:
+        try:
+            return self.blobs.read(chunk)
+        except Corrupted as error:
+            raise Corrupted(f"The artifact '{path}' is corrupt: {error.message}") from error
+
+    def _sizes(self, infos: Sequence[ObjectInfo]) -> Iterator[int]:
+        """Sizes of files, most of which a listing tells."""
+        return self._pool.map(self._size, infos)
+
+    def _size(self, info: ObjectInfo) -> int:
+        if info.size <= HEADER_BYTES + SURE_BYTES:
+            return max(0, info.size - HEADER_BYTES)
+        try:
+            return self._header(info).size
+        except Corrupted:  # whoever reads the file is told
+            return info.size
+
+    def _header(self, info: ObjectInfo) -> Header:
+        known = self._headers.get((info.key, info.stamp))
+        if known is None:
+            try:
+                known = decode_header(self.objects.read(info.key, 0, HEADER_BYTES) or b"")
+            except InvalidInput as error:
+                raise Corrupted(f"The artifact '{info.key}' is corrupt: {error.message}") from error
+            if len(self._headers) >= MAX_KNOWN_HEADERS:
+                self._headers.clear()
+            self._headers[info.key, info.stamp] = known
+        return known
+
+
+def _key(path: str) -> str:
+    safe = safe_path(path)
+    if safe.split("/", 1)[0] in _RESERVED:
+        raise InvalidInput(f"Invalid path {path[:200]!r}: '{safe.split('/', 1)[0]}' is reserved.")
+    return safe
+
+
+def _file_key(path: str) -> str:
+    key = _key(path)
+    if not key:
+        raise InvalidInput("Invalid path '': a file needs a name.")
+    return key
+
+
+def _hashed(pieces: Iterable[bytes], whole: hashlib._Hash) -> Iterator[bytes]:
+    for piece in pieces:
+        whole.update(piece)
+        yield piece
+
+
+def _first_bytes(pieces: Iterator[bytes]) -> bytes:
+    """All bytes when there are at most ``INLINE_BYTES``, else a few more."""
+    start = bytearray()
+    for piece in pieces:
+        start += piece
+        if len(start) > INLINE_BYTES:
+            break
+    return bytes(start)
+
+
+def _pieces(body: memoryview) -> Iterator[bytes]:
+    for start in range(0, len(body), CHUNK_BYTES):
+        yield bytes(body[start : start + CHUNK_BYTES])
+
+
+def _overlapping(chunks: Sequence[Chunk], start: int, end: int) -> Iterator[tuple[Chunk, int, int]]:
+    """The chunks of a range, each with where in it the range begins and ends."""
+    offset = 0
+    for chunk in chunks:
+        first, last = max(0, start - offset), min(chunk.size, end - offset)
+        if first < last:
+            yield chunk, first, last
+        offset += chunk.size

@@ -40,7 +40,7 @@ class FrozenFiles:
             return []
         try:
             return await asyncio.to_thread(differences, self._artifacts, folder, version.manifest)
-        except (NotFound, InvalidInput) as error:
+        except (NotFound, Corrupted) as error:
             raise Corrupted(f"{_name(version)}: its manifest cannot be read: {error.message}") from error
 
     async def require_intact(self, version: ModelVersion) -> None:

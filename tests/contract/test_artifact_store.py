@@ -11,7 +11,7 @@ import pytest
 
 from mlplat.artifacts.model import ArtifactInfo
 from mlplat.artifacts.store import CHUNK_BYTES, ArtifactStore
-from mlplat.errors import InvalidInput, NotFound
+from mlplat.errors import Corrupted, InvalidInput, NotFound
 
 
 @pytest.fixture
@@ -29,19 +29,25 @@ def _read(store: ArtifactStore, path: str, start: int = 0, end: int | None = Non
 
 
 def _files(folder: Path) -> list[str]:
-    """Every file below a folder, the store's own ones included."""
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())
+    """Every file below a folder but blobs."""
+    files = (str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())
+    return sorted(file for file in files if not file.startswith(".blobs/"))
+
+
+def _blobs(folder: Path) -> list[str]:
+    """Every blob of a store."""
+    return sorted(str(path.relative_to(folder)) for path in (folder / ".blobs").rglob("*") if not path.is_dir())
 
 
 @pytest.mark.parametrize("path", ["a", "0/run/artifacts/model.pkl", "deep/er/ü n/🧪.bin", "a b%41", "-x", "a..b", ".x"])
 def test_what_was_written_is_read(store: ArtifactStore, path: str) -> None:
-    assert store.write(path, [b"one ", b"", b"two"]) == 7
+    assert store.write(path, [b"one ", b"", b"two"]).size == 7
     assert _read(store, path) == b"one two"
     assert store.size(path) == 7
 
 
 def test_an_empty_file_is_a_file(store: ArtifactStore) -> None:
-    assert store.write("empty", []) == 0
+    assert store.write("empty", []).size == 0
     assert (_read(store, "empty"), store.size("empty")) == (b"", 0)
 
 
@@ -122,7 +128,7 @@ def test_a_reader_of_a_replaced_file_sees_one_version(store: ArtifactStore) -> N
 def test_concurrent_writers_of_one_path_leave_one_whole_version(store: ArtifactStore, root: Path) -> None:
     bodies = [bytes([number]) * 300_000 for number in range(8)]
     with ThreadPoolExecutor(8) as pool:
-        sizes = list(pool.map(lambda body: store.write("deep/f", [body[:100_000], body[100_000:]]), bodies))
+        sizes = list(pool.map(lambda body: store.write("deep/f", [body[:100_000], body[100_000:]]).size, bodies))
     assert sizes == [300_000] * 8
     assert _read(store, "deep/f") in bodies
     assert _files(root) == ["deep/f"]
@@ -283,10 +289,11 @@ def test_a_blob_is_found_by_its_digest(store: ArtifactStore, root: Path) -> None
     digest = store.put_blob(body)
     assert digest == hashlib.sha256(body).hexdigest()
     assert store.get_blob(digest) == body
-    files = _files(root)
+    blobs = _blobs(root)
     assert store.put_blob(body) == digest
-    assert _files(root) == files
-    assert len(files) == 1
+    assert _blobs(root) == blobs
+    assert len(blobs) == 1
+    assert _files(root) == []
     assert store.get_blob(store.put_blob(b"")) == b""
 
 
@@ -294,16 +301,16 @@ def test_concurrent_stores_of_one_blob_agree(store: ArtifactStore, root: Path) -
     with ThreadPoolExecutor(8) as pool:
         digests = set(pool.map(store.put_blob, [b"same" * 50_000] * 8))
     assert len(digests) == 1
-    assert len(_files(root)) == 1
+    assert (len(_blobs(root)), _files(root)) == (1, [])
     assert store.get_blob(digests.pop()) == b"same" * 50_000
 
 
 def test_a_corrupt_blob_is_noticed(store: ArtifactStore, root: Path) -> None:
     digest = store.put_blob(b"honest bytes")
-    [file] = _files(root)
+    [file] = _blobs(root)
     for damaged in (b"honest bytez", b"honest byte", b""):
         (root / file).write_bytes(damaged)
-        with pytest.raises(InvalidInput, match="corrupt"):
+        with pytest.raises(Corrupted, match="corrupt"):
             store.get_blob(digest)
 
 
@@ -326,5 +333,5 @@ def test_checking_that_the_store_is_writable_leaves_nothing(store: ArtifactStore
 def test_a_store_that_cannot_be_written_is_noticed(root: Path) -> None:
     root.mkdir()
     (root / ".uploads").write_bytes(b"a file where a folder should be")
-    with pytest.raises(OSError, match="exists"):
+    with pytest.raises(InvalidInput, match="cannot have the same path"):
         ArtifactStore(f"file://{root}").check_writable()

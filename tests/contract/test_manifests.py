@@ -10,7 +10,7 @@ import pytest
 
 from mlplat.artifacts.manifest import Difference, Frozen, differences, freeze, stamp_of
 from mlplat.artifacts.store import ArtifactStore
-from mlplat.errors import InvalidInput
+from mlplat.errors import Corrupted
 from mlplat.registry.frozen import MAX_SHOWN, FrozenFiles, told
 from mlplat.registry.model import ModelVersion
 from mlplat.registry.semver import SemanticVersion
@@ -46,11 +46,14 @@ def test_every_change_of_a_file_is_found(store: ArtifactStore, tmp_path: Path) -
     was = frozen(store)
     file = tmp_path / "1/models/m/data/model.pkl"
     before = file.stat()
-    file.write_bytes(b"data/model.pkX")
+    file.write_bytes(file.read_bytes()[:-1] + b"X")
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert stamp_of(store, "1/models/m") != was.stamp
     [difference] = differences(store, "1/models/m", was.digest)
     assert difference.path == "data/model.pkl"
+    assert "another SHA-256" in difference.what
+    store.write("1/models/m/data/model.pkl", [b"data/model.pkX"])
+    [difference] = differences(store, "1/models/m", was.digest)
     assert difference.what.startswith("has the SHA-256 ")
     store.write("1/models/m/data/model.pkl", [b"longer than it was"])
     assert differences(store, "1/models/m", was.digest) == [Difference("data/model.pkl", "has 18 bytes and had 14")]
@@ -82,7 +85,7 @@ def test_a_manifest_that_is_corrupt_is_refused(store: ArtifactStore, tmp_path: P
     was = frozen(store)
     [blob] = (tmp_path / ".blobs").rglob(was.digest)
     blob.write_bytes(blob.read_bytes().replace(b"MLmodel", b"MLmodeX"))
-    with pytest.raises(InvalidInput, match="corrupt"):
+    with pytest.raises(Corrupted, match="corrupt"):
         differences(store, "1/models/m", was.digest)
 
 

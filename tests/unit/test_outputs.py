@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlplat.artifacts.store import ArtifactStore
-from mlplat.errors import InvalidInput
+from mlplat.errors import Corrupted, InvalidInput
 from mlplat.pipelines.expressions import OutputRef
 from mlplat.pipelines.outputs import MAX_INLINE_BYTES, load_arguments, store_output
 from mlplat.pipelines.stored import canonical_form, open_for_expressions, stored_form
@@ -93,7 +93,7 @@ def test_a_changed_blob_is_not_unpickled(tmp_path: Path) -> None:
     reference = open_for_expressions(store_output((1, 2), artifacts))
     (file,) = [path for path in tmp_path.rglob("*") if path.name == reference.digest]
     file.write_bytes(b"something else")
-    with pytest.raises(InvalidInput, match="corrupt"):
+    with pytest.raises(Corrupted, match="corrupt"):
         load_arguments(reference, artifacts)
 
 

@@ -1,0 +1,178 @@
+"""Objects as files of a local folder."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from mlplat.artifacts.objects import Child, ObjectInfo
+from mlplat.errors import InvalidInput, StorageFull, Unavailable
+
+#: Scratch: what is being written.
+UPLOADS = ".uploads"
+
+
+class Folder:
+    """Objects as files of a local folder. A link that leads out of it is never followed."""
+
+    is_near = True
+
+    def __init__(self, root: str) -> None:
+        self._root = root.rstrip("/")
+
+    def read(self, key: str, start: int = 0, end: int | None = None) -> bytes | None:
+        """See ``Objects``."""
+        try:
+            with Path(self._path(key)).open("rb", buffering=0) as file:
+                size = os.fstat(file.fileno()).st_size
+                stop = size if end is None else min(end, size)
+                if start:
+                    file.seek(start)
+                return _read_exactly(file, max(0, stop - start))
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            return None
+
+    def write(self, key: str, body: bytes | bytearray | memoryview, *, only_new: bool = False) -> bool:
+        """See ``Objects``."""
+        target = Path(self._path(key))
+        partial = Path(self._root, UPLOADS, uuid.uuid4().hex)
+        try:
+            with _errors_told(self._root):
+                _make_folder(partial.parent)
+                _write_durably(partial, body)
+                _make_folder(target.parent)
+                if only_new:
+                    target.hardlink_to(partial)
+                else:
+                    partial.replace(target)
+                _sync_folder(target.parent)
+        except FileExistsError as error:
+            if only_new and target.is_file():
+                return False
+            raise _same_path(key) from error
+        except (IsADirectoryError, NotADirectoryError) as error:
+            raise _same_path(key) from error
+        finally:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+        return True
+
+    def info(self, key: str) -> ObjectInfo | None:
+        """See ``Objects``."""
+        path = self._path(key)
+        return self._info(key, path) if Path(path).is_file() else None
+
+    def children(self, folder: str) -> list[Child]:
+        """See ``Objects``."""
+        path = self._path(folder)
+        try:
+            with os.scandir(path) as entries:
+                found = [self._child(folder, entry) for entry in entries]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return [child for child in found if child is not None]
+
+    def walk(self, folder: str) -> Iterator[ObjectInfo]:
+        """See ``Objects``."""
+        for path, _folders, names in os.walk(self._path(folder)):
+            for name in names:
+                full = os.path.join(path, name)  # noqa: PTH118 - a Path for each of a million files is slow
+                info = self._info(full[len(self._root) + 1 :], full)
+                if info is not None:
+                    yield info
+
+    def delete(self, key: str) -> None:
+        """See ``Objects``."""
+        target = Path(self._path(key))
+        with suppress(FileNotFoundError, NotADirectoryError), _errors_told(self._root):
+            if target.is_dir():
+                shutil.rmtree(target)
+            else:
+                target.unlink()
+
+    def _child(self, folder: str, entry: os.DirEntry[str]) -> Child | None:
+        if entry.is_dir():
+            return Child(entry.name, None)
+        info = self._info(f"{folder}/{entry.name}" if folder else entry.name, entry.path)
+        return None if info is None else Child(entry.name, info)
+
+    @staticmethod
+    def _info(key: str, path: str) -> ObjectInfo | None:
+        try:
+            status = os.stat(path)  # noqa: PTH116 - as above
+        except FileNotFoundError:  # gone meanwhile, or a link to nowhere
+            return None
+        # Inode and change time cannot be set by anybody.
+        return ObjectInfo(key, status.st_size, status.st_mtime, f"{status.st_ino}.{status.st_ctime_ns}")
+
+    def _path(self, key: str) -> str:
+        path = f"{self._root}/{key}" if key else self._root
+        if not Path(path).resolve().is_relative_to(Path(self._root).resolve()):
+            raise InvalidInput(f"Invalid path {key[:200]!r}: a link leads out of the store.")
+        return path
+
+
+def _same_path(key: str) -> InvalidInput:
+    return InvalidInput(f"a file and a folder cannot have the same path: {key.rpartition('/')[2]!r}")
+
+
+@contextmanager
+def _errors_told(root: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise StorageFull(
+                f"no room for artifacts: the disk of {root} is full. Free some, or delete and purge runs."
+            ) from error
+        if error.errno in {errno.EIO, errno.EROFS}:
+            raise Unavailable(f"the disk of {root} cannot be written: {error.strerror}") from error
+        raise
+
+
+def _read_exactly(file: Any, count: int) -> bytes:
+    """Any: an unbuffered binary file; one read may give less than was asked for."""
+    body: bytes = file.read(count)
+    if len(body) == count:
+        return body
+    parts = [body]
+    while body and sum(map(len, parts)) < count:
+        body = file.read(count - sum(map(len, parts)))
+        parts.append(body)
+    return b"".join(parts)
+
+
+def _write_durably(path: Path, body: bytes | bytearray | memoryview) -> None:
+    with path.open("xb", buffering=0) as file:
+        left = memoryview(body)
+        while left:
+            left = left[file.write(left) :]
+        os.fdatasync(file.fileno())
+
+
+def _make_folder(folder: Path) -> None:
+    """Makes a folder and those above it; that they exist is durable."""
+    try:
+        folder.mkdir()
+    except FileNotFoundError:
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+    except FileExistsError:
+        if not folder.is_dir():
+            raise
+        return
+    _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

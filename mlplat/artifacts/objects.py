@@ -1,0 +1,68 @@
+"""What the artifact store keeps its objects in: byte strings under keys, in a folder or a bucket.
+
+Contract (``tests/contract/test_objects.py``): an object appears whole or not at all, and is durable when ``write``
+returns; a write is seen by every read and listing that begins after it; of several writers with ``only_new`` one
+wins. Keys are relative paths that the caller has checked. Methods block, are thread-safe, and raise ``Unavailable``
+when the place is out of reach and ``StorageFull`` when it has no room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """An object: its size in bytes, when it was last written (s since 1970), and what changes with every write."""
+
+    key: str
+    size: int
+    modified_s: float
+    stamp: str
+
+
+@dataclass(frozen=True)
+class Child:
+    """An object or a folder directly in a folder; a folder has no ``info``."""
+
+    name: str
+    info: ObjectInfo | None
+
+
+class Objects(Protocol):
+    """A folder or a bucket."""
+
+    @property
+    def is_near(self) -> bool:
+        """Whether it costs next to nothing to ask for an object, compared to writing it."""
+        ...
+
+    def read(self, key: str, start: int = 0, end: int | None = None) -> bytes | None:
+        """Bytes ``start`` to ``end`` (exclusive), as far as there are any; None: no such object."""
+        ...
+
+    def write(self, key: str, body: bytes | bytearray | memoryview, *, only_new: bool = False) -> bool:
+        """Stores an object, in place of one that is there; with ``only_new`` False is returned instead.
+
+        Raises:
+            InvalidInput: a folder is there, or an object is where a folder of the key should be.
+        """
+        ...
+
+    def info(self, key: str) -> ObjectInfo | None:
+        """None: no such object."""
+        ...
+
+    def children(self, folder: str) -> list[Child]:
+        """What is directly in a folder; nothing there gives an empty list."""
+        ...
+
+    def walk(self, folder: str) -> Iterator[ObjectInfo]:
+        """All objects below a folder, in no order."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Removes an object, or all below a folder of that name; nothing there is fine."""
+        ...
