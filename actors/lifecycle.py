@@ -20,7 +20,8 @@ _log = logging.getLogger(__name__)
 START_RETRY_S = 1.0
 START_WAIT_S = 30.0
 #: Ray runs workers at nice 15; the platform must not lose against the work it supervises.
-PLATFORM_ENV = {"env_vars": {"RAY_worker_niceness": "0"}}
+#: With an arena for each of its threads glibc would keep several times the memory that large bodies need.
+PLATFORM_ENV = {"env_vars": {"RAY_worker_niceness": "0", "MALLOC_ARENA_MAX": "2"}}
 WORKLOAD_ENV = {"env_vars": {"RAY_worker_niceness": "15"}}
 
 

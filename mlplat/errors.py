@@ -44,6 +44,12 @@ class Conflict(PlatformError):
     status = 409
 
 
+class Changed(Conflict):
+    """What the request is about is not the version that it names."""
+
+    status = 412
+
+
 class NotFound(PlatformError):
     """No such experiment, run, model, version, pipeline run or file."""
 

@@ -134,6 +134,11 @@ class Settings(BaseSettings):
         return self.spool_dir or self.state_dir / "spool"
 
     @property
+    def cache_folder(self) -> Path:
+        """What the SDK found out and could find out again."""
+        return self.state_dir / "cache"
+
+    @property
     def config(self) -> PlatformConfig:
         """The configuration that these settings lead to, with embedded engines filled in."""
         return PlatformConfig(

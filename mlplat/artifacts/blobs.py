@@ -63,16 +63,20 @@ class Blobs:
         suffix = self._write(digest, PACKED if packed is not None else "", body if packed is None else packed)
         return Chunk(digest, len(body), suffix)
 
-    def put_packed(self, digest: str, size: int, packed: bytes | memoryview) -> Chunk:
-        """Stores bytes that come compressed.
+    def put_named(self, digest: str, size: int, stored: bytes | memoryview) -> Chunk:
+        """Stores ``size`` bytes that come with their digest, compressed when fewer bytes come.
 
         Raises:
-            InvalidInput: they are not ``size`` bytes with that digest.
+            InvalidInput: they do not have that size and digest.
         """
-        if hashlib.sha256(unpack(packed, size)).hexdigest() != check_digest(digest):
-            raise InvalidInput(f"the bytes do not have the SHA-256 {digest}")
+        is_packed = len(stored) != size
+        body = unpack(stored, size) if is_packed else stored
+        if hashlib.sha256(body).hexdigest() != check_digest(digest):
+            raise InvalidInput(f"the {size} bytes do not have the SHA-256 {digest}")
         found = self._find(digest) if self._objects.is_near else None
-        return Chunk(digest, size, self._write(digest, PACKED, packed) if found is None else found)
+        if found is None:
+            found = self._write(digest, PACKED if is_packed else "", stored)
+        return Chunk(digest, size, found)
 
     def find(self, digest: str) -> str | None:
         """The suffix of a blob that may be referred to, None when there is none."""

@@ -8,7 +8,9 @@ change one of them is to store everything anew.
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pyarrow as pa
 from pyfastcdc import FastCDC
@@ -20,6 +22,8 @@ AVERAGE_CHUNK_BYTES = 1024 * 1024
 MAX_CHUNK_BYTES = 4 * 1024 * 1024
 #: Bytes that are looked at together: a cut is certain when a chunk's greatest length lies behind its start.
 _WINDOW_BYTES = 2 * MAX_CHUNK_BYTES
+#: Pieces that may wait to be hashed.
+_HASH_AHEAD = 4
 #: zstd is worth its time when it saves a fifth, which the first bytes of a chunk tell.
 _SAMPLE_BYTES = 64 * 1024
 _WORTH_IT = 0.8
@@ -31,36 +35,50 @@ def sha256(body: bytes | bytearray | memoryview) -> str:
     return hashlib.sha256(body).hexdigest()
 
 
-def cut(body: bytes | memoryview) -> Iterator[memoryview]:
-    """The chunks of a whole file, as views of it."""
-    if len(body):
-        for chunk in _fastcdc().cut_buf(body):
-            yield chunk.data
-
-
-def cut_stream(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """The chunks of a file that comes in pieces of any size; holds at most about two of the largest chunks."""
-    window = bytearray()
+def cut(pieces: Iterable[bytes]) -> Iterator[memoryview]:
+    """The chunks of a file that comes in pieces of any size; about two of the largest chunks are in memory."""
+    waiting, size = list[bytes | memoryview](), 0
     for piece in pieces:
-        window += piece
-        if len(window) >= _WINDOW_BYTES:
-            yield from _certain(window)
-    yield from (bytes(chunk) for chunk in cut(bytes(window)))
-
-
-def _certain(window: bytearray) -> Iterator[bytes]:
-    body = bytes(window)
-    taken = 0
-    for chunk in cut(body):
-        if len(body) - taken < MAX_CHUNK_BYTES:
-            break
-        taken += len(chunk)
-        yield bytes(chunk)
-    del window[:taken]
+        waiting.append(piece)
+        size += len(piece)
+        if size >= _WINDOW_BYTES:
+            window = memoryview(b"".join(waiting))
+            taken = 0
+            for chunk in _fastcdc().cut_buf(window):
+                if size - taken < MAX_CHUNK_BYTES:
+                    break
+                taken += chunk.length
+                yield chunk.data
+            waiting, size = [window[taken:]], size - taken
+    if size:
+        for chunk in _fastcdc().cut_buf(memoryview(b"".join(waiting))):
+            yield chunk.data
 
 
 def _fastcdc() -> FastCDC:
     return FastCDC(AVERAGE_CHUNK_BYTES, min_size=MIN_CHUNK_BYTES, max_size=MAX_CHUNK_BYTES)
+
+
+class WholeHash:
+    """The SHA-256 of a file that comes in pieces, computed in a thread beside whatever else is done with them."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="sha256")
+        self._waiting = deque[Future[None]]()
+
+    def of(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
+        """The same pieces."""
+        with self._pool:
+            for piece in pieces:
+                self._waiting.append(self._pool.submit(self._hash.update, piece))
+                if len(self._waiting) > _HASH_AHEAD:
+                    self._waiting.popleft().result()
+                yield piece
+
+    def hexdigest(self) -> str:
+        """The digest, once all pieces have been taken."""
+        return self._hash.hexdigest()
 
 
 def pack(body: bytes | memoryview) -> bytes | None:

@@ -12,14 +12,16 @@ import hashlib
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
+from typing import TypeVar
 
 from mlplat.artifacts.blobs import BLOBS, CONDEMNED_KEY, Blobs
 from mlplat.artifacts.bucket import open_objects
-from mlplat.artifacts.chunking import cut_stream, sha256
+from mlplat.artifacts.chunking import WholeHash, cut, sha256
 from mlplat.artifacts.entry import (
     HEADER_BYTES,
     INLINE_BYTES,
@@ -34,6 +36,7 @@ from mlplat.artifacts.entry import (
     encode,
 )
 from mlplat.artifacts.folder import UPLOADS
+from mlplat.artifacts.frames import Frame
 from mlplat.artifacts.model import ArtifactInfo, safe_path
 from mlplat.artifacts.objects import ObjectInfo
 from mlplat.errors import Conflict, Corrupted, InvalidInput, NotFound
@@ -48,6 +51,8 @@ READ_AHEAD = 2
 FRESH_S = 600.0
 MAX_KNOWN_HEADERS = 100_000
 _RESERVED = (BLOBS, UPLOADS, CONDEMNED_KEY.partition("/")[0])
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -73,26 +78,37 @@ class ArtifactStore:
         #: Headers of entries that are too long for their size to be told from a listing, by key and stamp.
         self._headers: dict[tuple[str, str], Header] = {}
 
-    def write(self, path: str, pieces: Iterable[bytes]) -> Entry:
+    def write(self, path: str, pieces: Iterable[bytes], digest: str | None = None) -> Entry:
         """Stores a file.
 
+        Args:
+            path: where.
+            pieces: its bytes.
+            digest: the SHA-256 that they must have.
+
         Raises:
-            InvalidInput: the path is not allowed, or something else than a file is there.
+            InvalidInput: the path is not allowed, something else than a file is there, or the digest is another.
             StorageFull, Unavailable: nothing was changed.
         """
         key = _file_key(path)
-        began, whole = time.monotonic(), hashlib.sha256()
-        pieces = _hashed(pieces, whole)
-        start = _first_bytes(pieces)
-        if len(start) <= INLINE_BYTES:
-            entry = Entry(len(start), whole.hexdigest(), start)
-        else:
-            chunks = tuple(self._put_all(cut_stream(chain([start], pieces))))
-            entry = Entry(sum(chunk.size for chunk in chunks), whole.hexdigest(), None, chunks)
-            if time.monotonic() - began > FRESH_S:
-                self._require(chunks)
+        entry = self.make(pieces)
+        if digest is not None and digest != entry.sha256:
+            raise InvalidInput(f"The bytes of {path!r} have the SHA-256 {entry.sha256} and should have {digest}.")
         self.objects.write(key, encode(entry))
         return entry
+
+    def make(self, pieces: Iterable[bytes]) -> Entry:
+        """Stores the bytes of a file that has no path yet: where they are."""
+        began = time.monotonic()
+        pieces = iter(pieces)
+        start = _first_bytes(pieces)
+        if len(start) <= INLINE_BYTES:
+            return Entry(len(start), sha256(start), start)
+        whole = WholeHash()
+        chunks = tuple(self._put_all(cut(whole.of(chain([start], pieces)))))
+        if time.monotonic() - began > FRESH_S:
+            self._require(chunks)
+        return Entry(sum(chunk.size for chunk in chunks), whole.hexdigest(), None, chunks)
 
     def write_whole(self, path: str, body: bytes) -> None:
         """Stores a file that is written again and again, such as the newest part of a log: not as blobs.
@@ -102,9 +118,27 @@ class ArtifactStore:
         """
         self.objects.write(_file_key(path), encode(Entry(len(body), sha256(body), body)))
 
+    def put_entry(self, path: str, entry: Entry) -> None:
+        """Makes a file of what ``make`` stored, or of chunks that are there.
+
+        Raises:
+            MissingChunks: some are not there any more.
+        """
+        key = _file_key(path)
+        self._require(entry.chunks)
+        self.objects.write(key, encode(entry))
+
     def missing(self, digests: Iterable[str]) -> builtins.list[str]:
         """Those of the chunks that have to be sent before a file can be made of them."""
         return [digest for digest, suffix in self._found(digests).items() if suffix is None]
+
+    def put_frames(self, frames: Iterable[Frame]) -> Iterator[Chunk]:
+        """Stores chunks that come with their digests.
+
+        Raises:
+            InvalidInput: the bytes of one have another; those before it are stored.
+        """
+        return self._each(PARALLEL, (partial(self.blobs.put_named, *frame) for frame in frames))
 
     def assemble(self, path: str, size: int, digest: str, chunks: Sequence[tuple[str, int]]) -> Entry:
         """Makes a file of chunks that are there.
@@ -165,7 +199,7 @@ class ArtifactStore:
             return
         whole = hashlib.sha256()
         wanted = list(_overlapping(entry.chunks, start, end))
-        bodies = self._ahead(path, [chunk for chunk, _first, _last in wanted])
+        bodies = self._each(READ_AHEAD, (partial(self._chunk, path, chunk) for chunk, _first, _last in wanted))
         for number, ((_chunk, first, last), body) in enumerate(zip(wanted, bodies, strict=True), 1):
             if (start, end) == (0, entry.size):
                 whole.update(body)
@@ -244,13 +278,17 @@ class ArtifactStore:
         wanted = list(dict.fromkeys(digests))
         return dict(zip(wanted, self._pool.map(self.blobs.find, wanted), strict=True))
 
-    def _put_all(self, chunks: Iterator[bytes]) -> Iterator[Chunk]:
+    def _put_all(self, chunks: Iterable[memoryview]) -> Iterator[Chunk]:
         """Stores chunks, ``PARALLEL`` at once."""
-        waiting = deque[Future[Chunk]]()
+        return self._each(PARALLEL, (partial(self.blobs.put, chunk) for chunk in chunks))
+
+    def _each(self, count: int, calls: Iterable[Callable[[], T]]) -> Iterator[T]:
+        """What calls return, in their order; ``count`` of them run at once."""
+        waiting = deque[Future[T]]()
         try:
-            for chunk in chunks:
-                waiting.append(self._pool.submit(self.blobs.put, chunk))
-                if len(waiting) >= PARALLEL:
+            for call in calls:
+                waiting.append(self._pool.submit(call))
+                if len(waiting) >= count:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
@@ -264,20 +302,6 @@ class ArtifactStore:
                 raise MissingChunks(
                     f"the write took too long: blob {chunk.sha256} was collected meanwhile; write again"
                 )
-
-    def _ahead(self, path: str, chunks: Sequence[Chunk]) -> Iterator[bytes]:
-        """The bytes of chunks; the next is read while one is being used."""
-        waiting = deque[Future[bytes]]()
-        try:
-            for chunk in chunks:
-                waiting.append(self._pool.submit(self._chunk, path, chunk))
-                if len(waiting) >= READ_AHEAD:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
 
     def _chunk(self, path: str, chunk: Chunk) -> bytes:
         try:
@@ -322,12 +346,6 @@ def _file_key(path: str) -> str:
     if not key:
         raise InvalidInput("Invalid path '': a file needs a name.")
     return key
-
-
-def _hashed(pieces: Iterable[bytes], whole: hashlib._Hash) -> Iterator[bytes]:
-    for piece in pieces:
-        whole.update(piece)
-        yield piece
 
 
 def _first_bytes(pieces: Iterator[bytes]) -> bytes:

@@ -26,6 +26,7 @@ from mlplat.http.mlflow import (
     log_data,
     logged_models,
     metric_history,
+    multipart,
     registry,
     runs,
 )
@@ -50,8 +51,10 @@ from mlplat.http.routes import (
     triggers,
     webhooks,
 )
+from mlplat.http.routes import artifacts as native_artifacts
 from mlplat.http.routes import runs as native_runs
 from mlplat.http.services import Services
+from mlplat.http.uploads import Uploads
 
 
 class LocalOnly:
@@ -143,7 +146,10 @@ def create_app(services: Services, version: str) -> FastAPI:
         *listing.ENDPOINTS,
     )
     install(app, services, endpoints)
-    artifacts.install(app, services)
+    uploads = Uploads()
+    artifacts.install(app, services, uploads)
+    multipart.install(app, services, uploads)
+    app.include_router(native_artifacts.router(services, uploads))
     listing.install_files(app, services)
     app.include_router(pipelines.router(services))
     app.include_router(pipeline_events.router(hub))

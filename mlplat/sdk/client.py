@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -33,6 +34,7 @@ _BY_CODE: dict[str, type[PlatformError]] = {
     "BAD_REQUEST": errors.InvalidInput,
     "RESOURCE_ALREADY_EXISTS": errors.AlreadyExists,
     "RESOURCE_CONFLICT": errors.Conflict,
+    "INVALID_STATE": errors.Corrupted,
     "RESOURCE_DOES_NOT_EXIST": errors.NotFound,
     "ENDPOINT_NOT_FOUND": errors.NotFound,
     "PERMISSION_DENIED": errors.PermissionDenied,
@@ -80,8 +82,23 @@ class Client:
         return self.post(path, body, idempotency_key=uuid.uuid4().hex)
 
     def post_bytes(self, path: str, body: bytes, content_type: str, headers: Mapping[str, str] | None = None) -> Any:
-        """The JSON answer of a POST with a raw body."""
-        return self._call("POST", path, content=body, headers={"Content-Type": content_type, **(headers or {})}).json()
+        """The JSON answer of a POST with a raw body, for storing which the platform gets time by its size."""
+        sent = {"Content-Type": content_type, **(headers or {})}
+        return self._call("POST", path, content=body, headers=sent, timeout=self._time_for(len(body))).json()
+
+    def put_bytes(self, path: str, body: bytes, sha256: str) -> None:
+        """Stores bytes with a PUT, which is refused when they do not arrive with this SHA-256 (hex)."""
+        digest = f"sha-256=:{base64.b64encode(bytes.fromhex(sha256)).decode()}:"
+        self._call("PUT", path, content=body, headers={"Content-Digest": digest}, timeout=self._time_for(len(body)))
+
+    def get_range(self, path: str, start: int, end: int, version: str) -> bytes:
+        """Bytes ``start`` to ``end`` (exclusive) of a file.
+
+        Raises:
+            Conflict: its ETag is not ``version`` any more.
+        """
+        headers = {"Range": f"bytes={start}-{end - 1}", "If-Match": f'"{version}"'}
+        return self._call("GET", path, headers=headers, timeout=self._time_for(end - start)).content
 
     def put(self, path: str, body: Any) -> Any:
         """The JSON answer of a PUT."""
@@ -112,8 +129,7 @@ class Client:
 
         With ``size``, in bytes, the platform gets time to store so many after it has received them.
         """
-        read_s = self._timeout_s + size / STORED_BYTES_PER_S
-        timeout = httpx.Timeout(self._timeout_s, connect=min(self._timeout_s, CONNECT_TIMEOUT_S), read=read_s)
+        timeout = self._time_for(size)
 
         def send() -> httpx.Response:
             with open_body() as body:
@@ -159,6 +175,11 @@ class Client:
 
         with closing(self._with_retries(send, _RETRIED_STATUS - {429})) as response:
             yield _until_broken(response)
+
+    def _time_for(self, size: int) -> httpx.Timeout:
+        """Time in which ``size`` bytes are stored, too."""
+        read_s = self._timeout_s + size / STORED_BYTES_PER_S
+        return httpx.Timeout(self._timeout_s, connect=min(self._timeout_s, CONNECT_TIMEOUT_S), read=read_s)
 
     def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
         return self._with_retries(lambda: self._http.request(method, path, **options))

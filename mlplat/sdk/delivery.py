@@ -10,12 +10,15 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mlplat.artifacts.console import FOLDER as CONSOLE
+from mlplat.artifacts.model import proxied_path
 from mlplat.errors import AlreadyExists, InvalidInput, NotFound, PermissionDenied, PlatformError
 from mlplat.metrics.model import columns_table, concat, encode, names_of
-from mlplat.sdk.client import API, Client, artifact_root
+from mlplat.sdk.client import API, Client
 from mlplat.sdk.metrics import Send, best_sender
 from mlplat.sdk.records import Call, CreateRun, PutFile, SpooledRecord, from_frame
 from mlplat.sdk.spool import Frame, Kind
+from mlplat.sdk.transfer import put_whole, upload
 
 #: Points of several frames travel together up to this size.
 MAX_BATCH_BYTES = 2 * 1024 * 1024
@@ -79,7 +82,7 @@ class Delivery:
             elif attachments is None or not (copy := attachments / record.name).is_file():
                 return Delivered(1, 0, [Refusal(record.run_id, f"{record.path}: the copy of the file is gone")])
             else:
-                self._client.upload(f"{self._root_of(record.run_id)}/{record.path}", copy)
+                self._put_file(record, copy)
         except REFUSALS as error:
             return Delivered(1, 0, [_refusal(record.run_id, _what(record), error)])
         return Delivered(1, 0, [])
@@ -96,12 +99,19 @@ class Delivery:
         info: dict[str, str] = answer["run"]["info"]
         return info
 
+    def _put_file(self, record: PutFile, copy: Path) -> None:
+        target = f"{self._root_of(record.run_id)}/{record.path}"
+        if record.path.startswith(CONSOLE):
+            put_whole(self._client, target, copy.read_bytes())
+        else:
+            upload(self._client, target, copy)
+
     def _root_of(self, run_id: str) -> str:
         if run_id not in self._roots:
             info = self._client.get(f"{API}/runs/get", run_id=run_id)["run"]["info"]
             if len(self._roots) >= MAX_ROOTS:
                 self._roots.clear()
-            self._roots[run_id] = artifact_root(info["artifact_uri"])
+            self._roots[run_id] = proxied_path(info["artifact_uri"])
         return self._roots[run_id]
 
     def _deliver_points(self, frames: Sequence[Frame]) -> Delivered:

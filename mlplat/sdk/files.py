@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import io
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from mlplat.artifacts.model import safe_path
+from mlplat.artifacts.console import FOLDER as CONSOLE
+from mlplat.artifacts.model import proxied_path, safe_path
 from mlplat.errors import InvalidInput, NotFound, Overloaded, Unavailable
-from mlplat.sdk.client import API, Client, artifact_root, client_for
+from mlplat.sdk.client import API, Client, client_for
+from mlplat.sdk.known_files import KnownFiles
 from mlplat.sdk.outbox import SEND_TIMEOUT_S, Outbox
+from mlplat.sdk.transfer import put_whole, upload, upload_from
+from mlplat.settings import Settings
 
 
 class RunFiles:
@@ -29,6 +34,7 @@ class RunFiles:
         self._run_id = run_id
         self._artifact_uri = artifact_uri
         self._retry_for_s = retry_for_s
+        self._known = KnownFiles(Settings().cache_folder)
 
     def put(self, path: str, source: bytes | Path) -> bool:
         """Writes a file, replacing what is there; False when the platform is away and the disk has no room for it.
@@ -52,7 +58,13 @@ class RunFiles:
             uri = self._artifact_uri or self._find_uri(client)
             if uri is None:
                 return False
-            client.upload_from(f"{artifact_root(uri)}/{path}", lambda: _opened(source), size)
+            target = f"{proxied_path(uri)}/{path}"
+            if isinstance(source, Path):
+                upload(client, target, source, self._known)
+            elif path.startswith(CONSOLE):
+                put_whole(client, target, source)
+            else:
+                upload_from(client, target, partial(io.BytesIO, source), size)
         except (Unavailable, Overloaded):
             self._outbox.note_away()
             return False

@@ -11,10 +11,12 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
+from mlplat.artifacts.model import proxied_path
 from mlplat.errors import InvalidInput
 from mlplat.metrics.model import ARROW, SCHEMA, encode
-from mlplat.sdk.client import Client, artifact_root
+from mlplat.sdk.client import Client
 from mlplat.sdk.listing import slices
+from mlplat.sdk.transfer import upload_from
 from mlplat.tracking.archive import ExperimentInfo
 from mlplat.tracking.model import PARENT_RUN_TAG
 
@@ -211,7 +213,7 @@ class ImportTarget:
 
     def put_artifact(self, artifact_uri: str, path: str, open_body: Callable[[], BinaryIO]) -> None:
         """Uploads one file of a run or model."""
-        self._client.upload_from(f"{artifact_root(artifact_uri)}/{path}", open_body)
+        upload_from(self._client, f"{proxied_path(artifact_uri)}/{path}", open_body)
 
     def complete(self, run_ids: Sequence[str]) -> None:
         """Notes that nothing of these runs is missing."""

@@ -4,58 +4,142 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
+import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import httpx
+import psutil
 
-from mlplat.sdk.client import ARTIFACTS, Client
+from mlplat.artifacts.store import ArtifactStore
+from mlplat.sdk.client import Client
+from mlplat.sdk.known_files import KnownFiles
+from mlplat.sdk.transfer import download, upload
 from tests.benchmarks.result import Result
 from tests.platform import Platform
 
 LARGE_MB = 500
-SMALL = 200
+MEGABYTE = 1_000_000
+SMALL = 1_000
+#: Where a hundredth of the bytes is changed: in one stretch, and in so many.
+STRETCHES = (1, 10)
+SAMPLE_S = 0.1
 
 
 def run(platform: Platform) -> Iterator[Result]:
     """Yields the figures, on a running platform."""
     client = Client(platform.url)
-    with tempfile.TemporaryDirectory(dir=platform.state_dir) as folder:
-        large = Path(folder) / "large"
+    store = ArtifactStore(f"file://{platform.state_dir}/artifacts")
+    with tempfile.TemporaryDirectory(dir=platform.state_dir) as name:
+        folder = Path(name)
+        large = folder / "large"
         with large.open("wb") as out:
             for _ in range(LARGE_MB):
-                out.write(os.urandom(1_000_000))
-        floor = LARGE_MB / _copy_and_hash(large)
-        began = time.perf_counter()
-        client.upload(f"{ARTIFACTS}/bench/large", large)
-        yield Result(f"upload of {LARGE_MB} MB", LARGE_MB / (time.perf_counter() - began), "MB/s", floor)
-        began = time.perf_counter()
-        received = 0
-        with httpx.stream("GET", f"{platform.url}{ARTIFACTS}/bench/large", timeout=60, trust_env=False) as answer:
-            for chunk in answer.iter_raw():
-                received += len(chunk)
-        assert received == LARGE_MB * 1_000_000
-        yield Result(f"download of {LARGE_MB} MB", LARGE_MB / (time.perf_counter() - began), "MB/s", floor)
-        small = Path(folder) / "small"
-        small.write_bytes(b"x" * 1000)
-        began = time.perf_counter()
+                out.write(os.urandom(MEGABYTE))
+        time.sleep(2.1)  # what is younger is not trusted to stay as it is
+        peer = LARGE_MB / _copy_and_sum(large)
+        with _Memory(platform) as memory:
+            first = _timed(lambda: upload(client, "bench/large", large))
+            yield _rate(f"upload of {LARGE_MB} MB", first, peer, 400)
+            copied = _timed(lambda: download(client, "bench/large", folder / "copy"))
+            yield _rate(f"download of {LARGE_MB} MB", copied, peer, 500)
+        yield Result("gateway's memory meanwhile, at most", memory.peak_mb, "MB", bound="<= 300")
+        assert _sha256(folder / "copy") == _sha256(large)
+        yield from _again(client, folder, large, first)
+        for count in STRETCHES:
+            before = _stored(store)
+            _change(large, count)
+            upload(client, f"bench/changed-{count}", large)
+            share = (_stored(store) - before) / (LARGE_MB * MEGABYTE)
+            yield Result(
+                f"new bytes, 1% changed in {count} places", share * 100, "%", bound="<= 5" if count == 1 else None
+            )
+        yield _small(client, folder)
+
+
+def _again(client: Client, folder: Path, large: Path, first: float) -> Iterator[Result]:
+    known = KnownFiles(folder)
+    second = _timed(lambda: upload(client, "bench/again", large, known))
+    yield Result("upload of the same again, read once more", second / first * 100, "% of the first", bound="<= 20")
+    third = _timed(lambda: upload(client, "bench/third", large, known))
+    yield Result("upload of the same again, untouched", third / first * 100, "% of the first", bound="<= 20")
+
+
+def _small(client: Client, folder: Path) -> Result:
+    small = folder / "small"
+    small.write_bytes(b"x" * 1_000)
+
+    def send() -> None:
         for number in range(SMALL):
-            client.upload(f"{ARTIFACTS}/bench/small/{number}", small)
-        yield Result(f"{SMALL} uploads of 1 kB", time.perf_counter() - began, "s")
+            upload(client, f"bench/small/{number}", small)
+
+    return Result(f"{SMALL} uploads of 1 kB", _timed(send), "s", bound="<= 10")
 
 
-def _copy_and_hash(file: Path) -> float:
-    """Seconds of a durable copy and a SHA-256 of the same file."""
+def _rate(name: str, seconds: float, peer: float, bound: float) -> Result:
+    """``peer``: MB/s of ``cp`` and ``sha256sum``, of which four fifths are enough."""
+    return Result(name, LARGE_MB / seconds, "MB/s", peer, f">= {min(bound, 0.8 * peer):.0f}")
+
+
+def _copy_and_sum(file: Path) -> float:
+    """Seconds of ``cp`` and ``sha256sum``."""
+    copy = file.with_suffix(".peer")
     began = time.perf_counter()
-    copy = file.with_suffix(".copy")
-    shutil.copyfile(file, copy)
-    with copy.open("rb+") as written:
-        os.fsync(written.fileno())
-    with file.open("rb") as source:
-        hashlib.file_digest(source, "sha256")
+    for command in (["cp", str(file), str(copy)], ["sha256sum", str(file)]):
+        subprocess.run(command, check=True, capture_output=True)
     seconds = time.perf_counter() - began
     copy.unlink()
     return seconds
+
+
+def _change(file: Path, count: int) -> None:
+    """Writes other bytes over a hundredth of a file, in ``count`` places."""
+    size = file.stat().st_size
+    with file.open("rb+") as out:
+        for number in range(count):
+            out.seek(size * number // count + 12_345)
+            out.write(os.urandom(size // 100 // count))
+
+
+def _stored(store: ArtifactStore) -> int:
+    return sum(info.size for info in store.objects.walk(""))
+
+
+def _timed(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as source:
+        return hashlib.file_digest(source, "sha256").hexdigest()
+
+
+class _Memory:
+    """The most memory that a process of the gateway had, in MB of its proportional set (PSS)."""
+
+    def __init__(self, platform: Platform) -> None:
+        self._processes = [
+            process
+            for process in psutil.process_iter(["cmdline"])
+            if "ServeReplica" in " ".join(process.info["cmdline"] or ())
+        ]
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self.peak_mb = 0.0
+
+    def __enter__(self) -> _Memory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(SAMPLE_S):
+            for process in self._processes:
+                self.peak_mb = max(self.peak_mb, process.memory_full_info().pss / MEGABYTE)

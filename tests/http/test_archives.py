@@ -9,7 +9,7 @@ import json
 import math
 import re
 import tarfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -213,14 +213,14 @@ async def test_an_import_that_breaks_off_is_hidden_and_goes_on(
     name = unique("experiment")
     await asyncio.to_thread(_fill, client, name)
     await asyncio.to_thread(export_experiment, client, name, tmp_path / "x.tar")
-    copy, real = f"{name}-copy", client.upload_from
+    copy, real = f"{name}-copy", client.put_bytes
 
-    def broken(path: str, open_body: Callable[[], Any]) -> None:
+    def broken(path: str, body: bytes, sha256: str) -> None:
         if path.endswith("notes.txt"):
             raise PlatformError("the line went dead")
-        real(path, open_body)
+        real(path, body, sha256)
 
-    monkeypatch.setattr(client, "upload_from", broken)
+    monkeypatch.setattr(client, "put_bytes", broken)
     with pytest.raises(PlatformError, match="went dead"):
         await asyncio.to_thread(import_archive, client, tmp_path / "x.tar", copy)
     hidden = await _experiment(client, copy)

@@ -238,14 +238,6 @@ async def test_a_file_needs_a_name(http: httpx.AsyncClient) -> None:
         expect_error(await http.request(method, f"{FILES}/"), 400, INVALID, "a file needs a name")
 
 
-@pytest.mark.parametrize("prefix", PREFIXES)
-async def test_multipart_and_presigned_transfers_are_501(http: httpx.AsyncClient, prefix: str) -> None:
-    for step in ("create", "complete", "abort"):
-        response = await http.post(f"{prefix}/mpu/{step}/a/b", json={"path": "x", "num_parts": 1})
-        expect_error(response, 501, "NOT_IMPLEMENTED", "not supported")
-    expect_error(await http.get(f"{prefix}/presigned/a/b"), 501, "NOT_IMPLEMENTED", "not supported")
-
-
 async def test_artifacts_put_through_the_proxy_are_listed_by_run(http: httpx.AsyncClient, mlflow: MLflow) -> None:
     run = (await mlflow.call("POST", "runs/create", experiment_id="0"))["run"]["info"]
     root = run["artifact_uri"].removeprefix("mlflow-artifacts:/")

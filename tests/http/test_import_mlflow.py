@@ -12,6 +12,7 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
+from mlplat.artifacts.store import ArtifactStore
 from mlplat.cli import app, lifecycle
 from mlplat.errors import NotFound, PlatformError
 from mlplat.sdk import mlflow_import
@@ -145,10 +146,10 @@ async def test_an_import_is_equal_in_everything_and_happens_once(
     assert [model["info"]["model_id"] for model in models] == [kept]
     gone = await asyncio.to_thread(client.get, f"{API}/logged-models/{dropped}", allow_deleted="true")
     assert gone["model"]["info"]["name"] == "dropped"
-    model_root = stack.artifact_folder / here["experiment_id"] / "models" / kept / "artifacts"
-    assert (model_root / "MLmodel").read_bytes() == b"kept"
-    root = stack.artifact_folder / here["experiment_id"] / run_ids[0] / "artifacts"
-    assert {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()} == {
+    store = ArtifactStore(f"file://{stack.artifact_folder}")
+    assert b"".join(store.read(f"{here['experiment_id']}/models/{kept}/artifacts/MLmodel")) == b"kept"
+    root = f"{here['experiment_id']}/{run_ids[0]}/artifacts"
+    assert {file.path: b"".join(store.read(f"{root}/{file.path}")) for file in store.files(root)} == {
         "model/MLmodel": b"flavors: {}", "big ä.bin": bytes(range(256)) * 8192, "void": b"",
     }  # fmt: skip
     (again,) = await asyncio.to_thread(_import, client, source, name)

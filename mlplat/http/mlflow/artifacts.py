@@ -1,12 +1,14 @@
-"""MLflow's artifact proxy: files of runs over HTTP, streamed."""
+"""MLflow's artifact proxy: files of runs over HTTP, streamed and checked."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import mimetypes
 import posixpath
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
+from functools import partial
 from urllib.parse import quote
 
 import msgspec
@@ -15,24 +17,21 @@ from starlette.concurrency import iterate_in_threadpool
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
+from mlplat.artifacts.console import FOLDER as CONSOLE
+from mlplat.artifacts.entry import Entry
 from mlplat.artifacts.model import safe_path
-from mlplat.errors import InvalidInput, PlatformError
+from mlplat.artifacts.segments import MAX_SEGMENT_BYTES
+from mlplat.errors import Changed, InvalidInput
+from mlplat.http.bodies import read_body
 from mlplat.http.services import Services
+from mlplat.http.uploads import Uploads, digest_header, wanted_digest
 
-PREFIX = "/api/2.0/mlflow-artifacts/artifacts"
-AJAX_PREFIX = "/ajax-api/2.0/mlflow-artifacts/artifacts"
+BASES = ("/api/2.0/mlflow-artifacts", "/ajax-api/2.0/mlflow-artifacts")
 MLFLOW_VERSION = "3.17.2"
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})\Z", re.ASCII)
-#: Chunks of an upload that may wait for the disk.
-QUEUE_CHUNKS = 8
 
 
-class _NotImplemented(PlatformError):
-    code = "NOT_IMPLEMENTED"
-    status = 501
-
-
-def install(app: FastAPI, services: Services) -> None:
+def install(app: FastAPI, services: Services, uploads: Uploads) -> None:
     """Adds the proxy and MLflow's server facts."""
 
     async def listing(request: Request) -> Response:
@@ -45,18 +44,21 @@ def install(app: FastAPI, services: Services) -> None:
         return Response(msgspec.json.encode({"files": files} if files else {}), media_type="application/json")
 
     async def download(request: Request) -> Response:
-        return await send_file(services, _path(request), request)
+        return await send_file(services, file_path(request), request)
 
     async def upload(request: Request) -> Response:
-        await _upload(services, request)
-        return Response(b"{}", media_type="application/json")
+        path, digest = file_path(request), wanted_digest(request)
+        if f"/{CONSOLE}/" in path:
+            body = await read_body(request, MAX_SEGMENT_BYTES)
+            await asyncio.to_thread(services.artifacts.write_whole, path, body)
+            return Response(b"{}", media_type="application/json")
+        entry = await uploads.store(request, partial(services.artifacts.write, path, digest=digest))
+        headers = {"Repr-Digest": digest_header(entry.sha256), "ETag": etag(entry)}
+        return Response(b"{}", media_type="application/json", headers=headers)
 
     async def delete(request: Request) -> Response:
-        await asyncio.to_thread(services.artifacts.delete, _path(request))
+        await asyncio.to_thread(services.artifacts.delete, file_path(request))
         return Response(b"{}", media_type="application/json")
-
-    async def no_multipart(_request: Request) -> Response:
-        raise _NotImplemented("Multipart and presigned transfers are not supported by this artifact store.")
 
     async def health(_request: Request) -> Response:
         return PlainTextResponse("OK")
@@ -65,68 +67,35 @@ def install(app: FastAPI, services: Services) -> None:
         return PlainTextResponse(MLFLOW_VERSION)
 
     async def server_info(_request: Request) -> Response:
-        facts = {"store_type": "SqlStore", "workspaces_enabled": False}
+        facts = {"store_type": "SqlStore", "workspaces_enabled": False, "multipart_uploads_enabled": True}
         return Response(msgspec.json.encode(facts), media_type="application/json")
 
-    for prefix in (PREFIX, AJAX_PREFIX):
-        app.add_route(prefix, listing, ["GET"], include_in_schema=False)
-        app.add_route(f"{prefix}/{{path:path}}", download, ["GET"], include_in_schema=False)
-        app.add_route(f"{prefix}/{{path:path}}", upload, ["PUT"], include_in_schema=False)
-        app.add_route(f"{prefix}/{{path:path}}", delete, ["DELETE"], include_in_schema=False)
-        base = prefix.removesuffix("/artifacts")
-        app.add_route(f"{base}/mpu/{{rest:path}}", no_multipart, ["POST"], include_in_schema=False)
-        app.add_route(f"{base}/presigned/{{rest:path}}", no_multipart, ["GET"], include_in_schema=False)
+    for base in BASES:
+        app.add_route(f"{base}/artifacts", listing, ["GET"], include_in_schema=False)
+        app.add_route(f"{base}/artifacts/{{path:path}}", download, ["GET", "HEAD"], include_in_schema=False)
+        app.add_route(f"{base}/artifacts/{{path:path}}", upload, ["PUT"], include_in_schema=False)
+        app.add_route(f"{base}/artifacts/{{path:path}}", delete, ["DELETE"], include_in_schema=False)
     app.add_route("/health", health, ["GET"], include_in_schema=False)
     app.add_route("/version", version, ["GET"], include_in_schema=False)
     for prefix in ("/api/3.0/mlflow", "/ajax-api/3.0/mlflow"):
         app.add_route(f"{prefix}/server-info", server_info, ["GET"], include_in_schema=False)
 
 
-def _path(request: Request) -> str:
+def file_path(request: Request) -> str:
+    """The path of a file in the request's URL.
+
+    Raises:
+        InvalidInput: it is not allowed, or empty.
+    """
     path = safe_path(request.path_params["path"])
     if not path:
         raise InvalidInput("Invalid path '': a file needs a name.")
     return path
 
 
-async def _upload(services: Services, request: Request) -> None:
-    """Streams the body to the store with constant memory; a body that breaks off leaves nothing."""
-    path = _path(request)
-    queue: asyncio.Queue[bytes | None] = asyncio.Queue(QUEUE_CHUNKS)
-    loop = asyncio.get_running_loop()
-    broken = False
-
-    def chunks() -> Iterator[bytes]:
-        while True:
-            chunk = asyncio.run_coroutine_threadsafe(queue.get(), loop).result()
-            if chunk is None:
-                if broken:
-                    raise InvalidInput("the upload broke off")
-                return
-            yield chunk
-
-    writing = asyncio.create_task(asyncio.to_thread(services.artifacts.write, path, chunks()))
-    try:
-        async for chunk in request.stream():
-            if chunk:
-                await _put(queue, chunk, writing)
-    except BaseException:
-        broken = True
-        raise
-    finally:
-        await _put(queue, None, writing)
-        await asyncio.wait([writing])
-    writing.result()
-
-
-async def _put(queue: asyncio.Queue[bytes | None], chunk: bytes | None, writing: asyncio.Task[int]) -> None:
-    """Queues a chunk, unless the writer has ended (its error is raised by whoever awaits it)."""
-    putting = asyncio.create_task(queue.put(chunk))
-    await asyncio.wait([putting, writing], return_when=asyncio.FIRST_COMPLETED)
-    if not putting.done():
-        putting.cancel()
-        if chunk is not None:
-            writing.result()
+def etag(entry: Entry) -> str:
+    """What changes with the bytes of a file."""
+    return f'"{entry.sha256}"'
 
 
 async def send_file(services: Services, path: str, request: Request) -> Response:
@@ -134,26 +103,40 @@ async def send_file(services: Services, path: str, request: Request) -> Response
 
     Raises:
         NotFound: no such file.
+        Corrupted: its bytes are not what was written.
     """
-    size = await asyncio.to_thread(services.artifacts.size, path)
-    start, end, status = 0, size, 200
-    wanted = _RANGE.match(request.headers.get("range", ""))
-    if wanted and (wanted[1] or wanted[2]):
-        start = int(wanted[1]) if wanted[1] else max(0, size - int(wanted[2]))
-        end = min(size, int(wanted[2]) + 1) if wanted[1] and wanted[2] else size
-        if start >= end:
-            return Response(status_code=416, headers={"Content-Range": f"bytes */{size}"})
-        status = 206
+    entry = await asyncio.to_thread(services.artifacts.entry, path)
+    tag = etag(entry)
+    if request.headers.get("if-match", tag) not in {tag, "*"}:
+        raise Changed(f"The artifact '{path}' is another version by now: {tag}")
+    if request.headers.get("if-none-match") == tag:
+        return Response(status_code=304, headers={"ETag": tag})
     name = posixpath.basename(path)
     headers = {
         "Content-Disposition": f"attachment; filename*=UTF-8''{quote(name)}",
-        "Content-Length": str(end - start),
         "X-Content-Type-Options": "nosniff",
         "Accept-Ranges": "bytes",
+        "ETag": tag,
+        "Repr-Digest": digest_header(entry.sha256),
     }
-    if status == 206:
-        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
-    chunks = await asyncio.to_thread(services.artifacts.read, path, start, end)
-    body: AsyncIterator[bytes] = iterate_in_threadpool(chunks)
+    start, end, status = 0, entry.size, 200
+    wanted = _RANGE.match(request.headers.get("range", ""))
+    if wanted and (wanted[1] or wanted[2]) and request.headers.get("if-range", tag) == tag:
+        start = int(wanted[1]) if wanted[1] else max(0, entry.size - int(wanted[2]))
+        end = min(entry.size, int(wanted[2]) + 1) if wanted[1] and wanted[2] else entry.size
+        if start >= end:
+            return Response(status_code=416, headers={"Content-Range": f"bytes */{entry.size}"})
+        status = 206
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{entry.size}"
+    headers["Content-Length"] = str(end - start)
     media_type = mimetypes.guess_type(name)[0] or "application/octet-stream"
-    return StreamingResponse(body, status_code=status, media_type=media_type, headers=headers)
+    if request.method == "HEAD":
+        return Response(status_code=status, media_type=media_type, headers=headers)
+    pieces = await asyncio.to_thread(_begun, services.artifacts.read_entry(path, entry, start, end))
+    return StreamingResponse(iterate_in_threadpool(pieces), status_code=status, media_type=media_type, headers=headers)
+
+
+def _begun(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """The same pieces, the first of which has been read: what is wrong with it can still be answered."""
+    first = next(pieces, None)
+    return pieces if first is None else itertools.chain([first], pieces)

@@ -1,0 +1,88 @@
+"""/api/v1/artifacts: files as lists of chunks, so that clients send only what the platform does not have."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Annotated
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field
+
+from mlplat.artifacts.entry import Entry
+from mlplat.artifacts.frames import decode_frames
+from mlplat.artifacts.model import safe_path
+from mlplat.http.services import Services
+from mlplat.http.uploads import Uploads
+
+#: Digests that one request may ask about.
+MAX_ASKED = 10_000
+MAX_CHUNKS = 1_000_000
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class Asked(BaseModel):
+    """SHA-256 digests of chunks."""
+
+    sha256: list[Sha256] = Field(max_length=MAX_ASKED)
+
+
+class Missing(BaseModel):
+    """Those that have to be sent."""
+
+    missing: list[str]
+
+
+class Received(BaseModel):
+    """Chunks that are stored."""
+
+    chunks: int
+
+
+class FileOfChunks(BaseModel):
+    """A file: its size in bytes, its SHA-256, and SHA-256 and size of its chunks in order."""
+
+    size: int = Field(ge=0)
+    sha256: Sha256
+    chunks: list[tuple[Sha256, int]] = Field(max_length=MAX_CHUNKS)
+
+
+def router(services: Services, uploads: Uploads) -> APIRouter:
+    """The routes."""
+    api = APIRouter(prefix="/api/v1/artifacts", tags=["artifacts"])
+    artifacts = services.artifacts
+
+    @api.post("/missing")
+    async def missing(asked: Asked) -> Missing:
+        """Which chunks the platform does not have."""
+        return Missing(missing=await asyncio.to_thread(artifacts.missing, asked.sha256))
+
+    @api.post("/chunks")
+    async def put_chunks(request: Request) -> Received:
+        """Stores chunks: a body of frames, each 32 bytes SHA-256, size and number of bytes (both 4 bytes, big-endian),
+        and the bytes, compressed with zstd when they are fewer than the size. Digests that do not agree are refused."""
+
+        def store(pieces: Iterator[bytes]) -> int:
+            return sum(1 for _chunk in artifacts.put_frames(decode_frames(pieces)))
+
+        return Received(chunks=await uploads.store(request, store))
+
+    @api.put("/files/{path:path}")
+    async def assemble(path: str, file: FileOfChunks) -> FileOfChunks:
+        """Makes a file of chunks that the platform has; 409 when some are missing."""
+        return _told(await asyncio.to_thread(artifacts.assemble, path, file.size, file.sha256, file.chunks))
+
+    @api.get("/files/{path:path}")
+    async def file(path: str) -> FileOfChunks:
+        """The chunks of a file."""
+        return _told(await asyncio.to_thread(artifacts.entry, safe_path(path)))
+
+    return api
+
+
+def _told(entry: Entry) -> FileOfChunks:
+    if entry.body is not None:
+        chunks = [(entry.sha256, entry.size)] if entry.size else []
+    else:
+        chunks = [(chunk.sha256, chunk.size) for chunk in entry.chunks]
+    return FileOfChunks(size=entry.size, sha256=entry.sha256, chunks=chunks)

@@ -1,0 +1,79 @@
+"""What uploads found out about files on this machine, so that a file that was not touched since is not read again.
+
+A file counts as untouched while device, inode, size, and the times of the last write and the last change of its inode
+are the same; the latter nobody can set. As in git's index, a file that was written a moment ago is not trusted, since
+clocks of file systems are coarse.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+from contextlib import closing, suppress
+from pathlib import Path
+
+import msgspec
+
+#: More files than this: those that were added first are forgotten.
+MAX_FILES = 100_000
+#: Files younger than this, in seconds, may change without any of their facts changing.
+MIN_AGE_S = 2.0
+BUSY_TIMEOUT_S = 1.0
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS file (
+  number INTEGER PRIMARY KEY AUTOINCREMENT, identity TEXT UNIQUE NOT NULL, facts TEXT NOT NULL, found BLOB NOT NULL
+)
+"""
+
+
+class KnownFile(msgspec.Struct, frozen=True):
+    """A file's size in bytes, its SHA-256, and SHA-256 and size of its chunks; small files have none."""
+
+    size: int
+    sha256: str
+    chunks: list[tuple[str, int]]
+
+
+class KnownFiles:
+    """A database in ``folder``, shared by all processes. It is a cache: when it cannot be used, nothing is known."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "files.sqlite"
+        self._lock = threading.Lock()
+
+    def find(self, status: os.stat_result) -> KnownFile | None:
+        """What is known of the file with this status."""
+        with suppress(sqlite3.Error, OSError, msgspec.DecodeError), self._lock, closing(self._open()) as database:
+            row = database.execute(
+                "SELECT found FROM file WHERE identity = ? AND facts = ?", (_identity(status), _facts(status))
+            ).fetchone()
+            if row is not None:
+                return msgspec.json.decode(row[0], type=KnownFile)
+        return None
+
+    def add(self, status: os.stat_result, found: KnownFile) -> None:
+        """Remembers a file."""
+        if time.time() - max(status.st_mtime, status.st_ctime) < MIN_AGE_S:
+            return
+        with suppress(sqlite3.Error, OSError), self._lock, closing(self._open()) as database, database:
+            database.execute(
+                "REPLACE INTO file (identity, facts, found) VALUES (?, ?, ?)",
+                (_identity(status), _facts(status), msgspec.json.encode(found)),
+            )
+            database.execute("DELETE FROM file WHERE number <= (SELECT max(number) FROM file) - ?", (MAX_FILES,))
+
+    def _open(self) -> sqlite3.Connection:
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        database = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_S)
+        database.execute(_SCHEMA)
+        return database
+
+
+def _identity(status: os.stat_result) -> str:
+    return f"{status.st_dev}.{status.st_ino}"
+
+
+def _facts(status: os.stat_result) -> str:
+    return f"{status.st_size}.{status.st_mtime_ns}.{status.st_ctime_ns}"
