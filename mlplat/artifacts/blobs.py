@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Iterator
 
 import msgspec
 
@@ -31,8 +30,8 @@ BLOBS = ".blobs"
 CONDEMNED_KEY = ".collector/condemned.json"
 #: How old what this process knows about condemned blobs may be.
 MAX_LOOK_AGE_S = 30.0
-#: A third is needed only when two are condemned at once.
-MAX_GENERATIONS = 4
+#: Suffixes of the generations. A third is needed only when two are condemned at once.
+GENERATIONS = ("", ".1", ".2", ".3")
 PACKED = ".zst"
 
 
@@ -120,7 +119,7 @@ class Blobs:
             Corrupted: the stored bytes have another digest.
         """
         check_digest(digest)
-        for generation in _generations():
+        for generation in GENERATIONS:
             stored = self._objects.read(key_of(digest, generation))
             if stored is not None:
                 if hashlib.sha256(stored).hexdigest() != digest:
@@ -130,7 +129,7 @@ class Blobs:
 
     def _find(self, digest: str, *, packed: bool = True) -> str | None:
         condemned = self._look().keys
-        for generation in _generations():
+        for generation in GENERATIONS:
             suffixes = [generation, *([PACKED + generation] if packed else [])]
             free = [suffix for suffix in suffixes if key_of(digest, suffix) not in condemned]
             for suffix in free:
@@ -142,12 +141,12 @@ class Blobs:
 
     def _write(self, digest: str, suffix: str, body: bytes | memoryview) -> str:
         condemned = self._look().keys
-        for generation in _generations():
+        for generation in GENERATIONS:
             key = key_of(digest, suffix + generation)
             if key not in condemned:
                 self._objects.write(key, body, only_new=True)
                 return suffix + generation
-        raise Overloaded(f"blob {digest} was condemned {MAX_GENERATIONS} times; the collector has to finish first")
+        raise Overloaded(f"blob {digest} was condemned {len(GENERATIONS)} times; the collector has to finish first")
 
     def _look(self) -> Condemned:
         """The condemned blobs, as they were a short while ago at most."""
@@ -179,12 +178,6 @@ def read_condemned(objects: Objects) -> Condemned:
 def key_of(digest: str, suffix: str = "") -> str:
     """Where a blob lies."""
     return f"{BLOBS}/{digest[:2]}/{digest}{suffix}"
-
-
-def _generations() -> Iterator[str]:
-    yield ""
-    for number in range(1, MAX_GENERATIONS):
-        yield f".{number}"
 
 
 def _corrupt(digest: str) -> Corrupted:

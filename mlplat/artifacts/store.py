@@ -72,11 +72,16 @@ class ArtifactStore:
     """A folder (``file:///…``) or a bucket (``s3://…``)."""
 
     def __init__(self, url: str) -> None:
+        self.url = url
         self.objects = open_objects(url)
         self.blobs = Blobs(self.objects)
         self._pool = ThreadPoolExecutor(PARALLEL, thread_name_prefix="artifacts")
         #: Headers of entries that are too long for their size to be told from a listing, by key and stamp.
         self._headers: dict[tuple[str, str], Header] = {}
+
+    def __reduce__(self) -> tuple[type[ArtifactStore], tuple[str]]:
+        """Other processes open it anew."""
+        return ArtifactStore, (self.url,)
 
     def write(self, path: str, pieces: Iterable[bytes], digest: str | None = None) -> Entry:
         """Stores a file.

@@ -115,16 +115,20 @@ class LocalRun:
         raise PipelineFailed(f"{self.pipeline}: {self.error or self.state}")
 
 
+#: Where in a folder of their own local runs keep checkpoints and outputs.
+STORE = ".mlplat"
+
+
 class LocalShipper(Shipper):
     """Leaves functions and folders where they are: they run in this process. Enter it for the time of the run."""
 
     def __init__(self, options: LocalOptions | None) -> None:
         root = None if options is None or options.folder is None else Path(options.folder).resolve()
+        self._folder = root
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         if root is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="mlplat-run-")
-            root = Path(self._temporary.name)
-        self.artifacts = ArtifactStore(f"file://{root}")
+        self.artifacts = ArtifactStore(f"file://{self._temporary.name if self._temporary else f'{root}/{STORE}'}")
         self._here: dict[str, Callable[..., Any]] = {}
         super().__init__(self.artifacts.put_blob)
 
@@ -134,6 +138,16 @@ class LocalShipper(Shipper):
     def __exit__(self, *_error: object) -> None:
         if self._temporary is not None:
             self._temporary.cleanup()
+        if self._folder is not None:
+            self._put_notebooks(self._folder)
+
+    def _put_notebooks(self, folder: Path) -> None:
+        """Executed notebooks as files that people can open, where the step's output says."""
+        for file in self.artifacts.files("pipelines"):
+            if file.path.endswith(".ipynb"):
+                target = folder / "pipelines" / file.path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(b"".join(self.artifacts.read(f"pipelines/{file.path}")))
 
     def _uses(self, function: Callable[..., Any]) -> str:
         # As a shipped function has it; the number stands for a digest.

@@ -24,7 +24,10 @@ def of(artifacts: ArtifactStore, attempt: int = 1, keep: int = 3, *more: str) ->
 
 
 def manifests(artifacts: ArtifactStore) -> list[str]:
-    return sorted(entry.path for entry in artifacts.list(OWN))
+    entries = artifacts.list(OWN)
+    names = sorted(entry.path for entry in entries if not entry.is_dir)
+    assert [f"{entry.path}.json" for entry in entries if entry.is_dir] == names, "files and manifests go together"
+    return names
 
 
 class Odd:
@@ -69,7 +72,7 @@ def test_an_attempt_that_was_given_up_does_not_overtake_its_successor(artifacts:
 def test_a_save_that_was_not_finished_leaves_the_one_before(artifacts: ArtifactStore) -> None:
     checkpoints = of(artifacts)
     checkpoints.save("good")
-    artifacts.put_blob(b"the bytes of one that died before its manifest")
+    artifacts.write(f"{OWN}/000001-000002/0", [b"of one that died before its manifest"])
     with pytest.raises(InvalidInput, match="a Odd, cannot be pickled: not this one"):
         checkpoints.save(Odd())
     assert of(artifacts, 2).load() == "good"
