@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from fastapi import FastAPI
@@ -28,6 +29,9 @@ from mlplat.registry.move_store import MoveStore
 from mlplat.registry.store import RegistryStore
 from mlplat.runtime import GATEWAY_DEPLOYMENT
 from mlplat.settings import PlatformConfig
+from mlplat.storage.guard import StorageGuard
+from mlplat.storage.model import Retention
+from mlplat.storage.upkeep import Upkeep
 from mlplat.tracking.datasets import DatasetStore
 from mlplat.tracking.experiments import ExperimentStore
 from mlplat.tracking.heartbeats import HeartbeatStore
@@ -52,13 +56,14 @@ def gateway(config: PlatformConfig, replicas: int = 1) -> Any:
         engine = open_engine(config.postgres_url, "gateway", POOL_SIZE)
         metrics, artifacts = MetricShardClient(), ArtifactStore(config.artifacts_url)
         records = RunRecords(engine, artifacts, metrics.query)
+        guard = StorageGuard(engine)
         services = Services(
             experiments=ExperimentStore(engine, ARTIFACT_ROOT),
             runs=RunStore(engine),
             heartbeats=HeartbeatStore(engine),
             datasets=DatasetStore(engine),
             logged_models=LoggedModelStore(engine),
-            lifecycle=Lifecycle.build(engine, artifacts, metrics, LineageKeeper(records), ARTIFACT_ROOT),
+            lifecycle=Lifecycle.build(engine, artifacts, metrics, LineageKeeper(records), guard, ARTIFACT_ROOT),
             lineage=LineageStore(records),
             metrics=metrics,
             registry=RegistryStore(engine, Reader(config.postgres_url, "gateway reads", READERS)),
@@ -72,6 +77,8 @@ def gateway(config: PlatformConfig, replicas: int = 1) -> Any:
             automation=AutomationStore(engine),
             scheduler=SchedulerClient(),
             artifacts=artifacts,
+            guard=guard,
+            upkeep=Upkeep(engine, artifacts, guard, _retention(config)),
             status=ClusterStatus(config.executors),
         )
         app = create_app(services, __version__)
@@ -91,3 +98,12 @@ def gateway(config: PlatformConfig, replicas: int = 1) -> Any:
         ray_actor_options={"num_cpus": 0, "runtime_env": PLATFORM_ENV},
     )
     return deployment.bind()
+
+
+def _retention(config: PlatformConfig) -> Retention:
+    return Retention(
+        timedelta(days=config.keep_checkpoints_days),
+        timedelta(days=config.keep_logs_days),
+        timedelta(hours=config.collect_grace_hours),
+        timedelta(hours=config.collect_every_hours) if config.collect_every_hours else None,
+    )

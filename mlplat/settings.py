@@ -65,6 +65,14 @@ class Settings(BaseSettings):
     #: are not public.
     webhook_private_targets: Annotated[tuple[str, ...], NoDecode] = ()
 
+    #: Days that checkpoints of pipeline runs, and logs, are kept after the end.
+    keep_checkpoints_days: float = Field(default=7, ge=0, le=36_500)
+    keep_logs_days: float = Field(default=365, ge=0, le=36_500)
+    #: Hours that artifacts' bytes stay after the last file that had them; no write may take longer.
+    collect_grace_hours: float = Field(default=24, ge=1, le=8_760)
+    #: Hours between two collections of what nothing refers to; 0: only when somebody asks.
+    collect_every_hours: float = Field(default=24, ge=0, le=8_760)
+
     #: What runs record by themselves; ``capture`` turns all of it off, the others their part.
     capture: bool = True
     capture_code: bool = True
@@ -151,6 +159,10 @@ class Settings(BaseSettings):
             executors=self.executors,
             max_active_runs=self.max_active_runs,
             webhook_private_targets=self.webhook_private_targets,
+            keep_checkpoints_days=self.keep_checkpoints_days,
+            keep_logs_days=self.keep_logs_days,
+            collect_grace_hours=self.collect_grace_hours,
+            collect_every_hours=self.collect_every_hours,
         )
 
 
@@ -172,6 +184,10 @@ class PlatformConfig:
     executors: int = 1
     max_active_runs: int = 500
     webhook_private_targets: tuple[str, ...] = ()
+    keep_checkpoints_days: float = 7
+    keep_logs_days: float = 365
+    collect_grace_hours: float = 24
+    collect_every_hours: float = 24
 
 
 #: What may follow ``?`` in a ClickHouse URL, with clickhouse-connect's meaning.

@@ -102,5 +102,19 @@ def unpack(packed: bytes | memoryview, size: int) -> bytes:
     return body
 
 
+def unpack_all(packed: bytes) -> bytes:
+    """What was packed, whatever its size, up to that of the largest chunk.
+
+    Raises:
+        InvalidInput: it is something else.
+    """
+    try:
+        with pa.input_stream(pa.BufferReader(packed), compression="zstd") as stream:
+            body: bytes = stream.read(MAX_CHUNK_BYTES + 1)
+    except OSError as error:
+        raise InvalidInput(f"not compressed with zstd: {error}") from error
+    return body
+
+
 def _is_worth_it(sample: bytes | memoryview) -> bool:
     return len(_ZSTD.compress(sample, asbytes=True)) <= len(sample) * _WORTH_IT

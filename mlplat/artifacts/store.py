@@ -212,6 +212,10 @@ class ArtifactStore:
                     raise Corrupted(f"The artifact '{path}' is corrupt: its bytes have another SHA-256")
             yield from _pieces(memoryview(body)[first:last])
 
+    def has(self, path: str) -> bool:
+        """Whether there is a file."""
+        return self.objects.info(_key(path)) is not None
+
     def size(self, path: str) -> int:
         """Size of a file in bytes.
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from mlplat import __version__
-from mlplat.cli import approvals, lifecycle, lineage, models, pipelines, schedules, watch, webhooks
+from mlplat.cli import approvals, artifacts, lifecycle, lineage, models, pipelines, schedules, storage, watch, webhooks
 from mlplat.demo.show import run_demo
 from mlplat.errors import Overloaded, PlatformError, Unavailable
 from mlplat.sdk.client import client_for, default_url
@@ -37,6 +37,8 @@ app.add_typer(lineage.lineage, name="lineage")
 app.add_typer(schedules.schedules, name="schedule")
 app.add_typer(schedules.triggers, name="trigger")
 app.add_typer(webhooks.webhooks, name="webhooks")
+app.add_typer(artifacts.artifacts, name="artifacts")
+app.add_typer(storage.storage, name="storage")
 app.add_typer(watch.commands)
 
 

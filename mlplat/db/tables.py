@@ -37,6 +37,9 @@ from mlplat.db.registry_tables import registered_model as registered_model
 from mlplat.db.registry_tables import registered_model_tag as registered_model_tag
 from mlplat.db.registry_tables import registry_change as registry_change
 from mlplat.db.registry_tables import registry_event as registry_event
+from mlplat.db.storage_tables import artifact_collection as artifact_collection
+from mlplat.db.storage_tables import legal_hold as legal_hold
+from mlplat.db.storage_tables import storage_quota as storage_quota
 from mlplat.db.webhook_tables import webhook as webhook
 from mlplat.db.webhook_tables import webhook_delivery as webhook_delivery
 

@@ -48,6 +48,7 @@ from mlplat.http.routes import (
     pipelines,
     platform,
     schedules,
+    storage,
     triggers,
     webhooks,
 )
@@ -114,8 +115,10 @@ def _lifespan(
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         catching_up = asyncio.create_task(services.lifecycle.catch_up())
+        collecting = asyncio.create_task(services.upkeep.collect_when_due())
         yield
         catching_up.cancel()
+        collecting.cancel()
         hub.close()
         feed.close()
 
@@ -167,6 +170,7 @@ def create_app(services: Services, version: str) -> FastAPI:
     app.include_router(lineage.router(services))
     app.include_router(model_search.router(services))
     app.include_router(schedules.router(services))
+    app.include_router(storage.router(services))
     app.include_router(triggers.router(services))
     app.include_router(webhooks.router(services.webhooks))
     app.add_middleware(LocalOnly)

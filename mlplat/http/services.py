@@ -20,6 +20,8 @@ from mlplat.registry.history_store import RegistryHistory
 from mlplat.registry.model import NOBODY, Command, Origin
 from mlplat.registry.move_store import MoveStore
 from mlplat.registry.store import RegistryStore
+from mlplat.storage.guard import StorageGuard
+from mlplat.storage.upkeep import Upkeep
 from mlplat.tracking.datasets import DatasetStore
 from mlplat.tracking.experiments import ExperimentStore
 from mlplat.tracking.heartbeats import HeartbeatStore
@@ -107,4 +109,6 @@ class Services:
     automation: AutomationStore
     scheduler: SchedulerPort
     artifacts: ArtifactStore
+    guard: StorageGuard
+    upkeep: Upkeep
     status: StatusPort

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.db.engine import CONNECTION_ERRORS
 from mlplat.errors import PlatformError
+from mlplat.storage.guard import StorageGuard
 from mlplat.tracking.import_rows import ImportRows
 from mlplat.tracking.imports import ImportStore
 from mlplat.tracking.metric_outbox import MetricOutbox, MetricStorePort
@@ -36,12 +37,13 @@ class Lifecycle:
         artifacts: ArtifactStore,
         metrics: MetricStorePort,
         lineage: LineagePort,
+        guard: StorageGuard,
         artifact_root: str,
     ) -> Lifecycle:
         """All of it over the same stores."""
         outbox = MetricOutbox(engine, metrics)
         return cls(
-            Purger(engine, artifacts, metrics, outbox, lineage),
+            Purger(engine, artifacts, metrics, outbox, lineage, guard),
             RunMover(engine, outbox),
             ImportStore(engine, artifact_root),
             ImportRows(engine),

@@ -22,6 +22,8 @@ from mlplat.artifacts.store import ArtifactStore
 from mlplat.db.tables import experiment, logged_model, metadata, model_version, run, run_import
 from mlplat.errors import InvalidInput, Overloaded
 from mlplat.metrics import changes
+from mlplat.storage.guard import StorageGuard
+from mlplat.storage.model import Owner
 from mlplat.tracking.metric_outbox import MetricOutbox, MetricStorePort, note
 from mlplat.tracking.model import DEFAULT_EXPERIMENT_ID
 from mlplat.tracking.purge import DeletedRun, Holders, Kept, PurgeReport, Scope, run_folder, split
@@ -56,7 +58,9 @@ class Purger:
         metrics: MetricStorePort,
         outbox: MetricOutbox,
         lineage: LineagePort,
+        guard: StorageGuard,
     ) -> None:
+        self._guard = guard
         self._engine = engine
         self._artifacts = artifacts
         self._metrics = metrics
@@ -90,6 +94,8 @@ class Purger:
         found = await self._find_runs(scope, limit + 1, after)
         page = found[:limit]
         runs, kept = split(page, holders)
+        runs, on_hold = await self._split_held(runs)
+        kept += on_hold
         report.kept += kept
         if dry_run:
             await self._measure(runs, report)
@@ -112,6 +118,18 @@ class Purger:
         if active:
             raise InvalidInput(f"The run {active[0]} is active; only deleted runs can be purged. Delete it first.")
         report.missing += sorted(set(scope.run_ids) - set(deleted))
+
+    async def _split_held(self, runs: Sequence[DeletedRun]) -> tuple[list[DeletedRun], list[Kept]]:
+        """The runs to remove, and those that stay because of a legal hold."""
+        taken: list[DeletedRun] = []
+        kept: list[Kept] = []
+        for each in runs:
+            hold = await self._guard.hold_on(Owner(str(each.experiment_id), each.run_id), fresh=not taken and not kept)
+            if hold is None:
+                taken.append(each)
+            else:
+                kept.append(Kept("run", each.run_id, f"legal hold on {hold.subject}: {hold.reason}"))
+        return taken, kept
 
     async def _holders(self) -> Holders:
         async with self._engine.connect() as connection:
@@ -224,7 +242,10 @@ class Purger:
             found = [(row.experiment_id, row.artifact_location) for row in await connection.execute(query)]
         for experiment_id, location in found:
             version = holders.of(location)
-            if version is not None:
+            hold = await self._guard.hold_on(Owner(str(experiment_id)))
+            if hold is not None:
+                report.kept.append(Kept("experiment", str(experiment_id), f"legal hold: {hold.reason}"))
+            elif version is not None:
                 report.kept.append(Kept("experiment", str(experiment_id), f"{version} uses its artifacts"))
             elif dry_run or await self._remove_experiment(experiment_id, location):
                 report.experiments += 1

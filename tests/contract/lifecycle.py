@@ -19,6 +19,7 @@ from mlplat.metrics import changes
 from mlplat.metrics.model import Point
 from mlplat.metrics.queries import Statement
 from mlplat.metrics.service import MetricService
+from mlplat.storage.guard import StorageGuard
 from mlplat.tracking.experiments import ExperimentStore
 from mlplat.tracking.lifecycle import Lifecycle
 from mlplat.tracking.runs import RunStore
@@ -59,7 +60,9 @@ class World:
         self.runs = RunStore(self.engine)
         self.records = RunRecords(self.engine, self.artifacts, self.shard.query)
         keeper = LineageKeeper(self.records)
-        self.lifecycle = Lifecycle.build(self.engine, self.artifacts, self.shard, keeper, "mlflow-artifacts:")
+        self.lifecycle = Lifecycle.build(
+            self.engine, self.artifacts, self.shard, keeper, StorageGuard(self.engine), "mlflow-artifacts:"
+        )
 
     async def experiment(self) -> int:
         """A new experiment, with an id that no other test's has: they share a metric store."""

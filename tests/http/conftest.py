@@ -44,6 +44,9 @@ from mlplat.registry.service import RegistryService
 from mlplat.registry.store import RegistryStore
 from mlplat.sdk.process import this_process
 from mlplat.steps.functions import try_imports
+from mlplat.storage.guard import StorageGuard
+from mlplat.storage.model import Retention
+from mlplat.storage.upkeep import Upkeep
 from mlplat.tracking.datasets import DatasetStore
 from mlplat.tracking.experiments import ExperimentStore
 from mlplat.tracking.heartbeats import HeartbeatStore
@@ -157,13 +160,14 @@ async def open_stack(databases: Databases, folder: Path) -> AsyncIterator[Stack]
         artifacts = ArtifactStore(f"file://{folder}")
         reader = Reader(engine.url.render_as_string(hide_password=False), "tests", 4)
         records = RunRecords(engine, artifacts, port.query)
+        guard = StorageGuard(engine)
         services = Services(
             experiments=experiments,
             runs=RunStore(engine),
             heartbeats=HeartbeatStore(engine),
             datasets=DatasetStore(engine),
             logged_models=LoggedModelStore(engine),
-            lifecycle=Lifecycle.build(engine, artifacts, port, LineageKeeper(records), "mlflow-artifacts:"),
+            lifecycle=Lifecycle.build(engine, artifacts, port, LineageKeeper(records), guard, "mlflow-artifacts:"),
             lineage=LineageStore(records),
             metrics=port,
             registry=RegistryStore(engine, reader),
@@ -177,6 +181,8 @@ async def open_stack(databases: Databases, folder: Path) -> AsyncIterator[Stack]
             automation=AutomationStore(engine),
             scheduler=scheduler,
             artifacts=artifacts,
+            guard=guard,
+            upkeep=Upkeep(engine, artifacts, guard, Retention(every=None)),
             status=actors,
         )
         yield Stack(create_app(services, __version__), engine, services, executor, actors, folder)

@@ -23,6 +23,7 @@ from mlplat.artifacts.model import safe_path
 from mlplat.artifacts.segments import MAX_SEGMENT_BYTES
 from mlplat.errors import Changed, InvalidInput
 from mlplat.http.bodies import read_body
+from mlplat.http.guarded import guarded
 from mlplat.http.services import Services
 from mlplat.http.uploads import Uploads, digest_header, wanted_digest
 
@@ -52,12 +53,17 @@ def install(app: FastAPI, services: Services, uploads: Uploads) -> None:
             body = await read_body(request, MAX_SEGMENT_BYTES)
             await asyncio.to_thread(services.artifacts.write_whole, path, body)
             return Response(b"{}", media_type="application/json")
-        entry = await uploads.store(request, partial(services.artifacts.write, path, digest=digest))
+        declared = request.headers.get("content-length", "")
+        async with guarded(services, path, int(declared) if declared.isdecimal() else 0) as written:
+            entry = await uploads.store(request, partial(services.artifacts.write, path, digest=digest))
+            written.size = entry.size
         headers = {"Repr-Digest": digest_header(entry.sha256), "ETag": etag(entry)}
         return Response(b"{}", media_type="application/json", headers=headers)
 
     async def delete(request: Request) -> Response:
-        await asyncio.to_thread(services.artifacts.delete, file_path(request))
+        path = file_path(request)
+        await services.guard.require_changeable(path)
+        await asyncio.to_thread(services.artifacts.delete, path)
         return Response(b"{}", media_type="application/json")
 
     async def health(_request: Request) -> Response:

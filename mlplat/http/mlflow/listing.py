@@ -12,6 +12,7 @@ from starlette.responses import Response
 from mlplat.artifacts.model import proxied_path, safe_path
 from mlplat.errors import InvalidInput
 from mlplat.http.bodies import read_body
+from mlplat.http.guarded import guarded
 from mlplat.http.intact import require_intact
 from mlplat.http.mlflow.artifacts import send_file
 from mlplat.http.mlflow.endpoint import PREFIXES, Answer, Endpoint, page_offset, paged, require
@@ -89,7 +90,9 @@ def install_files(app: FastAPI, services: Services) -> None:
         if not body:
             raise InvalidInput("Request must specify data.")
         run = await services.runs.get(run_id)
-        await asyncio.to_thread(services.artifacts.write, _inside(run.artifact_uri, path), [body])
+        target = _inside(run.artifact_uri, path)
+        async with guarded(services, target, len(body)) as written:
+            written.size = (await asyncio.to_thread(services.artifacts.write, target, [body])).size
         return Response(msgspec.json.encode({}), media_type="application/json")
 
     app.add_route("/get-artifact", file_of_run, ["GET"], include_in_schema=False)

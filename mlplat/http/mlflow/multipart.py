@@ -15,6 +15,7 @@ from mlplat.artifacts.model import safe_path
 from mlplat.artifacts.parts import MAX_PARTS, PartUploads
 from mlplat.errors import InvalidInput
 from mlplat.http.bodies import decode_request
+from mlplat.http.guarded import guarded
 from mlplat.http.mlflow.artifacts import BASES, file_path
 from mlplat.http.services import Services
 from mlplat.http.uploads import Uploads, wanted_digest
@@ -70,7 +71,8 @@ def install(app: FastAPI, services: Services, uploads: Uploads) -> None:
         body = await decode_request(request, _Complete)
         target = _target(request, body.path)
         wanted = [(part.part_number, part.etag.strip('"') or None) for part in body.parts]
-        await asyncio.to_thread(parts.join, body.upload_id, wanted, target)
+        async with guarded(services, target, 0) as written:
+            written.size = (await asyncio.to_thread(parts.join, body.upload_id, wanted, target)).size
         return _json({})
 
     async def abort(request: Request) -> Response:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 from mlplat.artifacts.entry import Entry
 from mlplat.artifacts.frames import decode_frames
 from mlplat.artifacts.model import safe_path
+from mlplat.http.guarded import guarded
 from mlplat.http.services import Services
 from mlplat.http.uploads import Uploads
 
@@ -70,7 +71,10 @@ def router(services: Services, uploads: Uploads) -> APIRouter:
     @api.put("/files/{path:path}")
     async def assemble(path: str, file: FileOfChunks) -> FileOfChunks:
         """Makes a file of chunks that the platform has; 409 when some are missing."""
-        return _told(await asyncio.to_thread(artifacts.assemble, path, file.size, file.sha256, file.chunks))
+        async with guarded(services, path, file.size) as written:
+            entry = await asyncio.to_thread(artifacts.assemble, path, file.size, file.sha256, file.chunks)
+            written.size = entry.size
+        return _told(entry)
 
     @api.get("/files/{path:path}")
     async def file(path: str) -> FileOfChunks:

@@ -1,0 +1,107 @@
+"""Scrubbing: reading all that is stored, and naming what is not what it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+from mlplat.artifacts.blobs import BLOBS, CONDEMNED_KEY, PACKED, key_of
+from mlplat.artifacts.chunking import sha256, unpack_all
+from mlplat.artifacts.entry import decode
+from mlplat.artifacts.folder import UPLOADS
+from mlplat.artifacts.objects import ObjectInfo
+from mlplat.artifacts.store import ArtifactStore
+from mlplat.errors import Corrupted, InvalidInput
+
+READERS = 4
+AHEAD = 64
+_OWN = (BLOBS, UPLOADS, CONDEMNED_KEY.partition("/")[0])
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A file or blob: what is wrong with it, empty when nothing is. ``size``: bytes that were read."""
+
+    name: str
+    size: int
+    problem: str = ""
+
+
+def verify(store: ArtifactStore, *, repair: bool = False) -> Iterator[Checked]:
+    """Checks every blob, then every file: the blobs that it needs must be there and be sound.
+
+    With ``repair``, blobs that are damaged are removed, so that whoever stores the same bytes again heals all files
+    that have them.
+    """
+    damaged, present = set[str](), set[str]()
+    with ThreadPoolExecutor(READERS, "verify") as pool:
+        for blob in _mapped(pool, partial(_check_blob, store), store.objects.walk(BLOBS)):
+            (damaged if blob.problem else present).add(blob.name)
+            if blob.problem and repair:
+                store.objects.delete(blob.name)
+            yield blob
+        yield from _mapped(pool, partial(_check_file, store, present, damaged), _files(store))
+
+
+def verify_folder(store: ArtifactStore, path: str) -> Iterator[Checked]:
+    """Reads every file of a folder."""
+    for file in store.files(path):
+        name = f"{path}/{file.path}"
+        try:
+            yield Checked(name, sum(map(len, store.read(name))))
+        except Corrupted as error:
+            yield Checked(name, 0, error.message)
+
+
+def _files(store: ArtifactStore) -> Iterator[ObjectInfo]:
+    for child in store.objects.children(""):
+        if child.info is not None:
+            yield child.info
+        elif child.name not in _OWN:
+            yield from store.objects.walk(child.name)
+
+
+def _check_blob(store: ArtifactStore, info: ObjectInfo) -> Checked:
+    stored = store.objects.read(info.key)
+    if stored is None:  # collected meanwhile
+        return Checked(info.key, 0)
+    name = info.key.rpartition("/")[2]
+    try:
+        body = unpack_all(stored) if PACKED in name else stored
+    except InvalidInput as error:
+        return Checked(info.key, len(stored), error.message)
+    is_sound = sha256(body) == name.partition(".")[0]
+    return Checked(info.key, len(stored), "" if is_sound else "its bytes have another SHA-256")
+
+
+def _check_file(store: ArtifactStore, present: set[str], damaged: set[str], info: ObjectInfo) -> Checked:
+    stored = store.objects.read(info.key)
+    if stored is None:
+        return Checked(info.key, 0)
+    try:
+        entry = decode(stored)
+    except InvalidInput as error:
+        return Checked(info.key, len(stored), error.message)
+    if entry.body is not None:
+        is_sound = sha256(entry.body) == entry.sha256
+        return Checked(info.key, len(stored), "" if is_sound else "its bytes have another SHA-256")
+    for chunk in entry.chunks:
+        key = key_of(chunk.sha256, chunk.suffix)
+        if key in damaged:
+            return Checked(info.key, len(stored), f"blob {chunk.sha256} is corrupt")
+        if key not in present and store.objects.info(key) is None:
+            return Checked(info.key, len(stored), f"blob {chunk.sha256} is gone")
+    return Checked(info.key, len(stored))
+
+
+def _mapped(pool: ThreadPoolExecutor, check: partial[Checked], infos: Iterator[ObjectInfo]) -> Iterator[Checked]:
+    """Checks, a few at once; infos are taken only as fast as they are worked off."""
+    batch = list[ObjectInfo]()
+    for info in infos:
+        batch.append(info)
+        if len(batch) >= AHEAD:
+            yield from pool.map(check, batch)
+            batch = []
+    yield from pool.map(check, batch)

@@ -1,0 +1,35 @@
+"""Writes to the artifact store that legal holds and quotas have a say in."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from mlplat.http.services import Services
+from mlplat.storage.model import owner_of
+
+
+@dataclass
+class Written:
+    """What became of a write: the file's size in bytes."""
+
+    size: int = 0
+
+
+@asynccontextmanager
+async def guarded(services: Services, path: str, size: int) -> AsyncIterator[Written]:
+    """The block writes a file of about ``size`` bytes, and says how large it is.
+
+    Raises:
+        PermissionDenied: it would replace a file under a legal hold.
+        StorageFull: the experiment has no room for it.
+    """
+    guard = services.guard
+    if await guard.hold_on(owner_of(path)) is not None and await asyncio.to_thread(services.artifacts.has, path):
+        await guard.require_changeable(path)
+    await guard.require_room(path, size)
+    written = Written()
+    yield written
+    await guard.add_use(path, written.size)

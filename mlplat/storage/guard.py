@@ -1,0 +1,163 @@
+"""Legal holds and quotas: kept in Postgres, asked before artifacts are written or removed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from sqlalchemy import delete, func, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from mlplat.db.tables import experiment, legal_hold, run, storage_quota
+from mlplat.errors import InvalidInput, NotFound, PermissionDenied, StorageFull
+from mlplat.storage.model import MAX_REASON, Hold, HoldKind, Owner, Quota, Subject, owner_of, parse_subject
+
+#: A hold or quota of another process is obeyed after so long.
+LOOK_AGE_S = 2.0
+MAX_HOLDS, MAX_QUOTAS = 100_000, 100_000
+
+
+class StorageGuard:
+    """Holds and quotas. All methods are safe to call concurrently."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._looked_at = float("-inf")
+        self._holds: Mapping[Subject, Hold] = {}
+        self._quotas: Mapping[int, Quota] = {}
+
+    async def hold(self, kind: str, id_: str, reason: str, by: str) -> Hold:
+        """Holds an experiment or run; again changes the reason.
+
+        Raises:
+            InvalidInput: no reason, or one too long.
+            NotFound: no such experiment or run.
+        """
+        subject = parse_subject(kind, id_)
+        if not 0 < len(reason.strip()) <= MAX_REASON:
+            raise InvalidInput(f"a legal hold needs a reason, of at most {MAX_REASON} characters")
+        is_it = run.c.run_id == id_ if subject.kind is HoldKind.RUN else experiment.c.experiment_id == int(id_)
+        values = {"reason": reason.strip(), "user_id": by}
+        statement = insert(legal_hold).values(kind=str(subject.kind), id=id_, **values)
+        async with self._engine.begin() as connection:
+            if (await connection.execute(select(func.count()).where(is_it))).scalar_one() == 0:
+                raise NotFound(f"No such {subject.kind}: {id_}")
+            if (await connection.execute(select(func.count()).select_from(legal_hold))).scalar_one() >= MAX_HOLDS:
+                raise InvalidInput(f"there are {MAX_HOLDS} legal holds already; hold experiments instead of their runs")
+            at = (
+                await connection.execute(
+                    statement.on_conflict_do_update(index_elements=["kind", "id"], set_=values).returning(
+                        legal_hold.c.created_at
+                    )
+                )
+            ).scalar_one()
+        self._looked_at = float("-inf")
+        return Hold(subject, reason.strip(), by, at)
+
+    async def lift(self, kind: str, id_: str) -> None:
+        """Ends a hold.
+
+        Raises:
+            NotFound: there is none.
+        """
+        subject = parse_subject(kind, id_)
+        is_it = (legal_hold.c.kind == str(subject.kind)) & (legal_hold.c.id == id_)
+        async with self._engine.begin() as connection:
+            if not (await connection.execute(delete(legal_hold).where(is_it))).rowcount:
+                raise NotFound(f"There is no legal hold on {subject}.")
+        self._looked_at = float("-inf")
+
+    async def holds(self) -> list[Hold]:
+        """All holds, the newest first."""
+        await self._look(fresh=True)
+        return sorted(self._holds.values(), key=lambda hold: hold.at, reverse=True)
+
+    async def hold_on(self, owner: Owner, *, fresh: bool = False) -> Hold | None:
+        """The hold on an owner's files, None when there is none."""
+        await self._look(fresh=fresh)
+        return next((self._holds[subject] for subject in owner.subjects if subject in self._holds), None)
+
+    async def set_quota(self, experiment_id: int, limit_bytes: int | None, used_bytes: int) -> None:
+        """Limits the artifacts of an experiment; None: no longer.
+
+        Raises:
+            NotFound: no such experiment.
+        """
+        async with self._engine.begin() as connection:
+            is_it = experiment.c.experiment_id == experiment_id
+            if (await connection.execute(select(func.count()).where(is_it))).scalar_one() == 0:
+                raise NotFound(f"No such experiment: {experiment_id}")
+            await connection.execute(delete(storage_quota).where(storage_quota.c.experiment_id == experiment_id))
+            if limit_bytes is not None:
+                values = {"experiment_id": experiment_id, "limit_bytes": limit_bytes, "used_bytes": used_bytes}
+                await connection.execute(insert(storage_quota).values(values))
+        self._looked_at = float("-inf")
+
+    async def quotas(self) -> list[Quota]:
+        """All quotas, by experiment."""
+        await self._look(fresh=True)
+        return [quota for _id, quota in sorted(self._quotas.items())]
+
+    async def require_changeable(self, path: str) -> None:
+        """Asks whether what lies at a path may be replaced or removed.
+
+        Raises:
+            PermissionDenied: a legal hold is on it.
+        """
+        hold = await self.hold_on(owner_of(path))
+        if hold is not None:
+            raise PermissionDenied(
+                f"The artifact '{path}' is under a legal hold ({hold.subject}: {hold.reason}): "
+                "it can neither be changed nor removed."
+            )
+
+    async def require_room(self, path: str, size: int) -> None:
+        """Asks whether ``size`` bytes more may be written to a path.
+
+        Raises:
+            StorageFull: the experiment would have more than its quota.
+        """
+        await self._look()
+        quota = self._quota_of(path)
+        if quota is not None and quota.used_bytes + size > quota.limit_bytes:
+            raise StorageFull(
+                f"experiment {quota.experiment_id} may have {quota.limit_bytes} bytes of artifacts and has about "
+                f"{quota.used_bytes}; {size} more do not fit. Delete and purge some, or ask for a larger quota."
+            )
+
+    async def add_use(self, path: str, size: int) -> None:
+        """So many bytes more were written."""
+        quota = self._quota_of(path)
+        if quota is None or not size:
+            return
+        is_it = storage_quota.c.experiment_id == quota.experiment_id
+        more = update(storage_quota).where(is_it).values(used_bytes=storage_quota.c.used_bytes + size)
+        async with self._engine.begin() as connection:
+            await connection.execute(more)
+        self._looked_at = float("-inf")
+
+    async def measured(self, sizes: Mapping[int, int]) -> None:
+        """The bytes that the experiments' artifacts have by a count of all files."""
+        async with self._engine.begin() as connection:
+            for (experiment_id,) in (await connection.execute(select(storage_quota.c.experiment_id))).all():
+                is_it = storage_quota.c.experiment_id == experiment_id
+                used = sizes.get(experiment_id, 0)
+                await connection.execute(update(storage_quota).where(is_it).values(used_bytes=used))
+        self._looked_at = float("-inf")
+
+    def _quota_of(self, path: str) -> Quota | None:
+        experiment_id = owner_of(path).experiment_id
+        return None if experiment_id is None or not self._quotas else self._quotas.get(int(experiment_id))
+
+    async def _look(self, *, fresh: bool = False) -> None:
+        now = time.monotonic()
+        if not fresh and now - self._looked_at < LOOK_AGE_S:
+            return
+        async with self._engine.connect() as connection:
+            holds = (await connection.execute(select(legal_hold).limit(MAX_HOLDS))).all()
+            quotas = (await connection.execute(select(storage_quota).limit(MAX_QUOTAS))).all()
+        found = (Hold(Subject(HoldKind(row.kind), row.id), row.reason, row.user_id, row.created_at) for row in holds)
+        self._holds = {hold.subject: hold for hold in found}
+        self._quotas = {row.experiment_id: Quota(*row) for row in quotas}
+        self._looked_at = now

@@ -1,0 +1,190 @@
+"""Upkeep of the artifact store: what is past its time goes, then blobs that nothing refers to."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import func, insert, literal_column, select, update
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from mlplat.artifacts.collector import Collected, Collector
+from mlplat.artifacts.console import FOLDER as CONSOLE
+from mlplat.artifacts.model import served_path
+from mlplat.artifacts.references import referred_digests
+from mlplat.artifacts.store import ArtifactStore
+from mlplat.db.engine import CONNECTION_ERRORS
+from mlplat.db.tables import artifact_collection, pipeline_run, run
+from mlplat.errors import Overloaded, PlatformError
+from mlplat.storage.guard import StorageGuard
+from mlplat.storage.model import Owner, Retention
+from mlplat.storage.usage import StorageUse, storage_use
+
+PIPELINES = "pipelines"
+BATCH = 500
+#: How often is looked whether it is time.
+LOOK_EVERY_S = 300.0
+#: Any constant will do, so long as every collection uses the same one.
+_LOCK_KEY = 0x636F6C6C
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Collection:
+    """A collection. ``report``: see ``Collected``, with ``expired_checkpoints`` and ``expired_logs``, folders that
+    were past their time; None while it is under way, or when it was cut short."""
+
+    collection_id: int
+    dry_run: bool
+    started_at: datetime
+    finished_at: datetime | None
+    report: dict[str, Any] | None
+
+
+class Upkeep:
+    """Collections of one store; one at a time, whoever asks."""
+
+    def __init__(self, engine: AsyncEngine, store: ArtifactStore, guard: StorageGuard, retention: Retention) -> None:
+        self._engine = engine
+        self._store = store
+        self._guard = guard
+        self._retention = retention
+
+    async def collect(self, *, dry_run: bool = False) -> Collection:
+        """Runs a collection to its end.
+
+        Raises:
+            Overloaded: another is under way.
+            Corrupted, StorageFull, Unavailable: it was cut short; run it again.
+        """
+        async with self._alone():
+            return await self._collect(dry_run=dry_run)
+
+    async def collect_when_due(self) -> None:
+        """Runs collections for ever, one in each interval; what stops one is logged, and it is tried again later."""
+        if self._retention.every is None:
+            return
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            try:
+                if await self._is_due(self._retention.every):
+                    await self.collect()
+            except Overloaded:
+                continue
+            except (PlatformError, *CONNECTION_ERRORS) as error:
+                _log.warning("artifacts were not collected: %s", error)
+
+    async def last(self, *, limit: int = 1, finished: bool = False) -> list[Collection]:
+        """The newest collections; only real ones that came to their end if ``finished``."""
+        query = select(artifact_collection).order_by(artifact_collection.c.collection_id.desc()).limit(limit)
+        if finished:
+            query = query.where(artifact_collection.c.report.is_not(None), ~artifact_collection.c.dry_run)
+        async with self._engine.connect() as connection:
+            return [Collection(*row) for row in await connection.execute(query)]
+
+    async def use(self) -> StorageUse | None:
+        """Who has how much, as of the last collection; None: there was none yet."""
+        found = await self.last(finished=True)
+        report = found[0].report if found else None
+        return None if report is None else await storage_use(self._engine, found[0].started_at, report)
+
+    async def _is_due(self, every: timedelta) -> bool:
+        found = await self.last(finished=True)
+        return not found or found[0].started_at <= datetime.now(UTC) - every
+
+    async def _collect(self, *, dry_run: bool) -> Collection:
+        begin = insert(artifact_collection).values(dry_run=dry_run).returning(artifact_collection.c.collection_id)
+        async with self._engine.begin() as connection:
+            collection_id = (await connection.execute(begin)).scalar_one()
+        checkpoints, logs = await self._expire(dry_run=dry_run)
+        digests = [digest async for digest in referred_digests(self._engine)]
+        collector = Collector(self._store.objects, lambda: digests, self._retention.grace.total_seconds())
+        collected = await asyncio.to_thread(collector.collect, dry_run=dry_run)
+        if not dry_run:
+            await self._guard.measured(_by_experiment(collected))
+        report = asdict(collected) | {"expired_checkpoints": checkpoints, "expired_logs": logs}
+        is_it = artifact_collection.c.collection_id == collection_id
+        end = update(artifact_collection).where(is_it).values(report=report, finished_at=func.clock_timestamp())
+        async with self._engine.begin() as connection:
+            row = (await connection.execute(end.returning(artifact_collection))).one()
+        return Collection(*row)
+
+    async def _expire(self, *, dry_run: bool) -> tuple[int, int]:
+        """Removes checkpoints and logs that are past their time; how many folders each."""
+        children = await asyncio.to_thread(self._store.list, PIPELINES)
+        run_ids = [child.path for child in children if child.is_dir]
+        checkpoints = logs = 0
+        for start in range(0, len(run_ids), BATCH):
+            batch = run_ids[start : start + BATCH]
+            checkpoints += await self._remove(
+                await self._ended(batch, self._retention.checkpoints), "checkpoints", dry_run
+            )
+            logs += await self._remove(await self._ended(batch, self._retention.logs), "logs", dry_run)
+        return checkpoints, logs + await self._expire_consoles(dry_run=dry_run)
+
+    async def _ended(self, run_ids: list[str], age: timedelta) -> list[str]:
+        """Those of the pipeline runs that ended so long ago, and that no run under way goes on from."""
+        earlier = (
+            select(pipeline_run.c.resumed_from.label("run_id"))
+            .where(pipeline_run.c.finished_at.is_(None), pipeline_run.c.resumed_from.is_not(None))
+            .cte("earlier", recursive=True)
+        )
+        before = select(pipeline_run.c.resumed_from).where(
+            pipeline_run.c.run_id == earlier.c.run_id, pipeline_run.c.resumed_from.is_not(None)
+        )
+        needed = earlier.union(before)
+        query = select(pipeline_run.c.run_id).where(
+            pipeline_run.c.run_id.in_(run_ids),
+            pipeline_run.c.finished_at <= func.now() - age,
+            pipeline_run.c.run_id.not_in(select(needed.c.run_id)),
+        )
+        async with self._engine.connect() as connection:
+            return list((await connection.execute(query)).scalars())
+
+    async def _remove(self, run_ids: list[str], name: str, dry_run: bool) -> int:
+        removed = 0
+        for run_id in run_ids:
+            folder = f"{PIPELINES}/{run_id}/{name}"
+            if await asyncio.to_thread(self._store.list, folder):
+                removed += 1
+                if not dry_run:
+                    await asyncio.to_thread(self._store.delete, folder)
+        return removed
+
+    async def _expire_consoles(self, *, dry_run: bool) -> int:
+        """The consoles of runs that ended so long ago; those that ended before the last collection's limit are gone."""
+        last = await self.last(finished=True)
+        since = last[0].started_at - self._retention.logs - timedelta(days=1) if last else None
+        query = select(run.c.run_id, run.c.experiment_id, run.c.artifact_uri).where(
+            run.c.ended_at <= func.now() - self._retention.logs,
+            run.c.ended_at >= since if since is not None else literal_column("true"),
+        )
+        removed = 0
+        async with self._engine.connect() as plain:
+            connection = await plain.execution_options(stream_results=True)
+            async for row in await connection.stream(query):
+                path = served_path(row.artifact_uri)
+                if path is None or await self._guard.hold_on(Owner(str(row.experiment_id), row.run_id)):
+                    continue
+                if await asyncio.to_thread(self._store.list, f"{path}/{CONSOLE}"):
+                    removed += 1
+                    if not dry_run:
+                        await asyncio.to_thread(self._store.delete, f"{path}/{CONSOLE}")
+        return removed
+
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        """Holds the lock of all collections; it goes with the connection, so a crash frees it."""
+        async with self._engine.begin() as connection:
+            if not (await connection.execute(select(func.pg_try_advisory_xact_lock(_LOCK_KEY)))).scalar_one():
+                raise Overloaded("another collection is under way; retry when it is done")
+            yield
+
+
+def _by_experiment(collected: Collected) -> dict[int, int]:
+    return {int(name): usage.size for name, usage in collected.usage.items() if name.isascii() and name.isdecimal()}
