@@ -22,6 +22,7 @@ class Folder:
     """Objects as files of a local folder. A link that leads out of it is never followed."""
 
     is_near = True
+    parallel = 4
 
     def __init__(self, root: str) -> None:
         self._root = root.rstrip("/")

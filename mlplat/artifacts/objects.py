@@ -39,6 +39,11 @@ class Objects(Protocol):
         """Whether it costs next to nothing to ask for an object, compared to writing it."""
         ...
 
+    @property
+    def parallel(self) -> int:
+        """Reads or writes of one file that are worth doing at once."""
+        ...
+
     def read(self, key: str, start: int = 0, end: int | None = None) -> bytes | None:
         """Bytes ``start`` to ``end`` (exclusive), as far as there are any; None: no such object."""
         ...

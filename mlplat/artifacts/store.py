@@ -43,10 +43,6 @@ from mlplat.errors import Conflict, Corrupted, InvalidInput, NotFound
 
 #: Bytes of a piece that ``read`` gives at most.
 CHUNK_BYTES = 1024 * 1024
-#: Chunks of one file that are stored at once.
-PARALLEL = 4
-#: Chunks that are read at once for one reader.
-READ_AHEAD = 2
 #: A write that takes longer looks once more whether its chunks are there.
 FRESH_S = 600.0
 MAX_KNOWN_HEADERS = 100_000
@@ -75,7 +71,7 @@ class ArtifactStore:
         self.url = url
         self.objects = open_objects(url)
         self.blobs = Blobs(self.objects)
-        self._pool = ThreadPoolExecutor(PARALLEL, thread_name_prefix="artifacts")
+        self._pool = ThreadPoolExecutor(2 * self.objects.parallel, thread_name_prefix="artifacts")
         #: Headers of entries that are too long for their size to be told from a listing, by key and stamp.
         self._headers: dict[tuple[str, str], Header] = {}
 
@@ -143,7 +139,7 @@ class ArtifactStore:
         Raises:
             InvalidInput: the bytes of one have another; those before it are stored.
         """
-        return self._each(PARALLEL, (partial(self.blobs.put_named, *frame) for frame in frames))
+        return self._each(self.objects.parallel, (partial(self.blobs.put_named, *frame) for frame in frames))
 
     def assemble(self, path: str, size: int, digest: str, chunks: Sequence[tuple[str, int]]) -> Entry:
         """Makes a file of chunks that are there.
@@ -204,7 +200,7 @@ class ArtifactStore:
             return
         whole = hashlib.sha256()
         wanted = list(_overlapping(entry.chunks, start, end))
-        bodies = self._each(READ_AHEAD, (partial(self._chunk, path, chunk) for chunk, _first, _last in wanted))
+        bodies = self._each(self.objects.parallel // 2, (partial(self._chunk, path, chunk) for chunk, _first, _last in wanted))
         for number, ((_chunk, first, last), body) in enumerate(zip(wanted, bodies, strict=True), 1):
             if (start, end) == (0, entry.size):
                 whole.update(body)
@@ -288,8 +284,8 @@ class ArtifactStore:
         return dict(zip(wanted, self._pool.map(self.blobs.find, wanted), strict=True))
 
     def _put_all(self, chunks: Iterable[memoryview]) -> Iterator[Chunk]:
-        """Stores chunks, ``PARALLEL`` at once."""
-        return self._each(PARALLEL, (partial(self.blobs.put, chunk) for chunk in chunks))
+        """Stores chunks, several at once."""
+        return self._each(self.objects.parallel, (partial(self.blobs.put, chunk) for chunk in chunks))
 
     def _each(self, count: int, calls: Iterable[Callable[[], T]]) -> Iterator[T]:
         """What calls return, in their order; ``count`` of them run at once."""

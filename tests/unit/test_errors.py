@@ -45,6 +45,8 @@ def test_every_error_survives_pickling_with_its_message(error: type[PlatformErro
         (errors.PipelineFailed, "INTERNAL_ERROR", 500),
         (errors.AlreadyExists, "RESOURCE_ALREADY_EXISTS", 400),
         (errors.Conflict, "RESOURCE_CONFLICT", 409),
+        (errors.Changed, "RESOURCE_CONFLICT", 412),
+        (errors.StorageFull, "RESOURCE_EXHAUSTED", 507),
         (errors.Corrupted, "INVALID_STATE", 409),
         (errors.NotFound, "RESOURCE_DOES_NOT_EXIST", 404),
         (errors.PermissionDenied, "PERMISSION_DENIED", 403),
@@ -60,7 +62,7 @@ def test_codes_and_statuses(error: type[PlatformError], code: str, status: int) 
 
 
 def test_every_error_is_in_the_table_above() -> None:
-    assert len(ALL) == 14
+    assert len(ALL) == 16
 
 
 def test_a_refused_pipeline_is_refused_input_and_a_fenced_writer_unavailable() -> None:
