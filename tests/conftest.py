@@ -19,6 +19,7 @@ from tests.ceph_packages import ensure_ceph
 from tests.clickhouse import ClickHouse, RemoteStore
 from tests.databases import Databases
 from tests.faults.proxy import FaultProxy
+from tests.faults.s3_faults import S3Faults
 from tests.platform import Platform
 from tests.platforms import Platforms
 from tests.s3 import S3Server
@@ -140,8 +141,19 @@ def s3_server() -> Iterator[S3Server]:
 
 
 @pytest.fixture
+def s3_faults(s3_server: S3Server) -> Iterator[S3Faults]:
+    """A proxy before that server, which fails what the test tells it to."""
+    proxy = S3Faults(s3_server.port)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
 def s3_url(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """``s3://…``, an empty bucket of this test's own; by its environment this process finds that server and no other."""
+    """``s3://…``, an empty bucket of this test's own; by its environment this process finds that server and no other.
+
+    A test that goes through ``s3_faults`` sets ``AWS_ENDPOINT_URL`` before it opens the URL.
+    """
     s3_server.start()
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
