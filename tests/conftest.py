@@ -8,17 +8,21 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import fsspec
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cluster.postgres import EmbeddedPostgres
 from mlplat.db.engine import open_engine
 from mlplat.settings import embedded_postgres_url
+from tests.ceph_packages import ensure_ceph
 from tests.clickhouse import ClickHouse, RemoteStore
 from tests.databases import Databases
 from tests.faults.proxy import FaultProxy
+from tests.faults.s3_faults import S3Faults
 from tests.platform import Platform
 from tests.platforms import Platforms
+from tests.s3 import S3Server
 
 #: Tests of these folders wait for whole platforms, the first of them for its start too.
 PLATFORM_TESTS = {"e2e", "faults"}
@@ -30,7 +34,9 @@ OTHER_PLATFORMS = ("remote_platform", "cramped", "lab")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Takes one platform after another, and gives their tests time on a machine with much else to do."""
     for item in items:
-        if item.path.parent.name in PLATFORM_TESTS and item.get_closest_marker("timeout") is None:
+        # The first of those with an S3 server may have to install it.
+        patient = item.path.parent.name in PLATFORM_TESTS or "s3_server" in getattr(item, "fixturenames", ())
+        if patient and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(PLATFORM_TIMEOUT_S))
     items.sort(key=_platform_rank)
 
@@ -115,6 +121,46 @@ def remote_platform(other_platform: Platform, platforms: Platforms) -> Platform:
     """A second platform, whose metric store is a ClickHouse server; started by the tests that need it."""
     platforms.run(other_platform)
     return other_platform
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """The session's S3 server; tests that need it are skipped where it cannot be had.
+
+    Whoever breaks it starts it again: ``start`` starts what does not run.
+    """
+    if why := ensure_ceph():
+        pytest.skip(why)
+    with short_folder() as folder:
+        server = S3Server(folder / "s3")
+        try:
+            server.start()
+            yield server
+        finally:
+            server.kill()
+
+
+@pytest.fixture
+def s3_faults(s3_server: S3Server) -> Iterator[S3Faults]:
+    """A proxy before that server, which fails what the test tells it to."""
+    proxy = S3Faults(s3_server.port)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def s3_url(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """``s3://…``, an empty bucket of this test's own; by its environment this process finds that server and no other.
+
+    A test that goes through ``s3_faults`` sets ``AWS_ENDPOINT_URL`` before it opens the URL.
+    """
+    s3_server.start()
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    filesystem = fsspec.get_filesystem_class("s3")
+    filesystem.clear_instance_cache()
+    yield f"s3://{s3_server.new_bucket()}"
+    filesystem.clear_instance_cache()
 
 
 @pytest.fixture(scope="session")
