@@ -144,7 +144,7 @@ class Blobs:
         for generation in GENERATIONS:
             key = key_of(digest, suffix + generation)
             if key not in condemned:
-                self._objects.write(key, body, only_new=True)
+                self._objects.write(key, body, only_new=True, sha256=None if PACKED in suffix else digest)
                 return suffix + generation
         raise Overloaded(f"blob {digest} was condemned {len(GENERATIONS)} times; the collector has to finish first")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,7 +29,9 @@ _CONFIG = {
     "read_timeout": READ_TIMEOUT_S,
     "max_pool_connections": CONNECTIONS,
     "retries": {"mode": "standard", "total_max_attempts": MAX_ATTEMPTS},
-    # Servers other than AWS refuse the checksums that botocore sends by default; the store has its own.
+    # The store says what checksum its blobs have: botocore need not hash them once more to sign them, nor send
+    # checksums of its own, which servers other than AWS refuse.
+    "s3": {"payload_signing_enabled": False},
     "request_checksum_calculation": "when_required",
     "response_checksum_validation": "when_required",
 }
@@ -47,6 +50,7 @@ class Bucket:
     """A bucket, or what is below a prefix of its keys. It may have an object ``a`` beside one ``a/b``."""
 
     is_near = False
+    chunk_bytes = 4 * 1024 * 1024
     parallel = 6
 
     def __init__(self, filesystem: Any, root: str) -> None:
@@ -69,12 +73,14 @@ class Bucket:
         except _OutOfRange:
             return b""
 
-    def write(self, key: str, body: bytes | bytearray | memoryview, *, only_new: bool = False) -> bool:
+    def write(self, key: str, body: bytes | memoryview, *, only_new: bool = False, sha256: str | None = None) -> bool:
         """See ``Objects``."""
-        condition = {"IfNoneMatch": "*"} if only_new else {}
+        more = {"IfNoneMatch": "*"} if only_new else {}
+        if sha256 is not None:
+            more["ChecksumSHA256"] = base64.b64encode(bytes.fromhex(sha256)).decode()
         try:
             with self._told():
-                self._call("put_object", Key=self._prefix + key, Body=bytes(body), **condition)
+                self._call("put_object", Key=self._prefix + key, Body=bytes(body), **more)
         except FileExistsError:
             return False
         return True

@@ -1,8 +1,8 @@
 """Cutting files into chunks where their content says so, and packing chunks that zstd makes smaller.
 
 Equal stretches of two files give equal chunks wherever they are, so what is equal is stored once. The cuts are
-FastCDC's (Xia et al., "The Design of Fast Content Defined Chunking", IEEE TPDS 2020) with the parameters below: to
-change one of them is to store everything anew.
+FastCDC's (Xia et al., "The Design of Fast Content Defined Chunking", IEEE TPDS 2020) with the sizes below: to change
+one of them, or a store's average, is to store everything anew.
 """
 
 from __future__ import annotations
@@ -17,11 +17,9 @@ from pyfastcdc import FastCDC
 
 from mlplat.errors import InvalidInput
 
-MIN_CHUNK_BYTES = 256 * 1024
-AVERAGE_CHUNK_BYTES = 1024 * 1024
-MAX_CHUNK_BYTES = 4 * 1024 * 1024
-#: Bytes that are looked at together: a cut is certain when a chunk's greatest length lies behind its start.
-_WINDOW_BYTES = 2 * MAX_CHUNK_BYTES
+#: The largest chunk of any store. The smallest of one is a quarter of its average, the largest four times as much.
+MAX_CHUNK_BYTES = 16 * 1024 * 1024
+_SPREAD = 4
 #: Pieces that may wait to be hashed.
 _HASH_AHEAD = 4
 #: zstd is worth its time when it saves a fifth, which the first bytes of a chunk tell.
@@ -35,28 +33,34 @@ def sha256(body: bytes | bytearray | memoryview) -> str:
     return hashlib.sha256(body).hexdigest()
 
 
-def cut(pieces: Iterable[bytes]) -> Iterator[memoryview]:
-    """The chunks of a file that comes in pieces of any size; about two of the largest chunks are in memory."""
+def cut(pieces: Iterable[bytes], average: int) -> Iterator[memoryview]:
+    """The chunks of a file that comes in pieces of any size; two of the largest chunks are in memory.
+
+    Args:
+        pieces: its bytes.
+        average: bytes of a chunk, roughly.
+    """
+    largest = average * _SPREAD
     waiting, size = list[bytes | memoryview](), 0
     for piece in pieces:
         waiting.append(piece)
         size += len(piece)
-        if size >= _WINDOW_BYTES:
+        if size >= 2 * largest:
             window = memoryview(b"".join(waiting))
             taken = 0
-            for chunk in _fastcdc().cut_buf(window):
-                if size - taken < MAX_CHUNK_BYTES:
+            for chunk in _fastcdc(average).cut_buf(window):
+                if size - taken < largest:  # more bytes could move this cut
                     break
                 taken += chunk.length
                 yield chunk.data
             waiting, size = [window[taken:]], size - taken
     if size:
-        for chunk in _fastcdc().cut_buf(memoryview(b"".join(waiting))):
+        for chunk in _fastcdc(average).cut_buf(memoryview(b"".join(waiting))):
             yield chunk.data
 
 
-def _fastcdc() -> FastCDC:
-    return FastCDC(AVERAGE_CHUNK_BYTES, min_size=MIN_CHUNK_BYTES, max_size=MAX_CHUNK_BYTES)
+def _fastcdc(average: int) -> FastCDC:
+    return FastCDC(average, min_size=average // _SPREAD, max_size=average * _SPREAD)
 
 
 class WholeHash:

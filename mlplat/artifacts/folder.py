@@ -22,6 +22,7 @@ class Folder:
     """Objects as files of a local folder. A link that leads out of it is never followed."""
 
     is_near = True
+    chunk_bytes = 1024 * 1024
     parallel = 4
 
     def __init__(self, root: str) -> None:
@@ -39,7 +40,7 @@ class Folder:
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return None
 
-    def write(self, key: str, body: bytes | bytearray | memoryview, *, only_new: bool = False) -> bool:
+    def write(self, key: str, body: bytes | memoryview, *, only_new: bool = False, sha256: str | None = None) -> bool:
         """See ``Objects``."""
         target = Path(self._path(key))
         partial = Path(self._root, UPLOADS, uuid.uuid4().hex)
@@ -149,7 +150,7 @@ def _read_exactly(file: Any, count: int) -> bytes:
     return b"".join(parts)
 
 
-def _write_durably(path: Path, body: bytes | bytearray | memoryview) -> None:
+def _write_durably(path: Path, body: bytes | memoryview) -> None:
     with path.open("xb", buffering=0) as file:
         left = memoryview(body)
         while left:

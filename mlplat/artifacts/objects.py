@@ -40,6 +40,11 @@ class Objects(Protocol):
         ...
 
     @property
+    def chunk_bytes(self) -> int:
+        """The average size of chunks: small ones share more, large ones are fewer."""
+        ...
+
+    @property
     def parallel(self) -> int:
         """Reads or writes of one file that are worth doing at once."""
         ...
@@ -48,8 +53,9 @@ class Objects(Protocol):
         """Bytes ``start`` to ``end`` (exclusive), as far as there are any; None: no such object."""
         ...
 
-    def write(self, key: str, body: bytes | bytearray | memoryview, *, only_new: bool = False) -> bool:
-        """Stores an object, in place of one that is there; with ``only_new`` False is returned instead.
+    def write(self, key: str, body: bytes | memoryview, *, only_new: bool = False, sha256: str | None = None) -> bool:
+        """Stores an object, in place of one that is there; with ``only_new`` False is returned instead. With the
+        SHA-256 of the body in hex, a place that is not near may check what arrives.
 
         Raises:
             InvalidInput: a folder is there, or an object is where a folder of the key should be.

@@ -106,7 +106,7 @@ class ArtifactStore:
         if len(start) <= INLINE_BYTES:
             return Entry(len(start), sha256(start), start)
         whole = WholeHash()
-        chunks = tuple(self._put_all(cut(whole.of(chain([start], pieces)))))
+        chunks = tuple(self._put_all(cut(whole.of(chain([start], pieces)), self.objects.chunk_bytes)))
         if time.monotonic() - began > FRESH_S:
             self._require(chunks)
         return Entry(sum(chunk.size for chunk in chunks), whole.hexdigest(), None, chunks)
@@ -200,7 +200,9 @@ class ArtifactStore:
             return
         whole = hashlib.sha256()
         wanted = list(_overlapping(entry.chunks, start, end))
-        bodies = self._each(self.objects.parallel // 2, (partial(self._chunk, path, chunk) for chunk, _first, _last in wanted))
+        bodies = self._each(
+            self.objects.parallel // 2, (partial(self._chunk, path, chunk) for chunk, _first, _last in wanted)
+        )
         for number, ((_chunk, first, last), body) in enumerate(zip(wanted, bodies, strict=True), 1):
             if (start, end) == (0, entry.size):
                 whole.update(body)

@@ -18,7 +18,7 @@ from mlplat.errors import InvalidInput
 PIECE_BYTES = 1024 * 1024
 QUEUE_PIECES = 4
 #: Uploads that are stored at once; others wait.
-MAX_UPLOADS = 8
+MAX_UPLOADS = 6
 #: An upload of which less than a piece comes in this time has broken off.
 IDLE_S = 60.0
 _SHA256 = re.compile(r"sha-256=:([A-Za-z0-9+/=]{44}):")

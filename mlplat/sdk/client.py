@@ -60,6 +60,7 @@ class Client:
         self.url = (url or default_url()).rstrip("/")
         self._retry_for_s = retry_for_s
         self._timeout_s = timeout_s
+        self._chunk_bytes: int | None = None
         timeout = httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_TIMEOUT_S))
         # trust_env: a proxy of the environment has no business with the platform's own address.
         self._http = httpx.Client(base_url=self.url, timeout=timeout, trust_env=False)
@@ -90,6 +91,12 @@ class Client:
         """Stores bytes with a PUT, which is refused when they do not arrive with this SHA-256 (hex)."""
         digest = f"sha-256=:{base64.b64encode(bytes.fromhex(sha256)).decode()}:"
         self._call("PUT", path, content=body, headers={"Content-Digest": digest}, timeout=self._time_for(len(body)))
+
+    def chunk_bytes(self) -> int:
+        """The average size of chunks in the platform's artifact store."""
+        if self._chunk_bytes is None:
+            self._chunk_bytes = int(self.get("/api/v1/artifacts/chunking")["average_bytes"])
+        return self._chunk_bytes
 
     def get_range(self, path: str, start: int, end: int, version: str) -> bytes:
         """Bytes ``start`` to ``end`` (exclusive) of a file.

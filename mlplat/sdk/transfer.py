@@ -127,7 +127,7 @@ def _send(client: Client, start: bytes, body: BinaryIO, told: _Told) -> KnownFil
     pieces = chain([start], iter(partial(body.read, READ_BYTES), b""))
     chunks = list[tuple[str, int]]()
     with ThreadPoolExecutor(WORKERS, "upload") as pool:
-        batches = _batches(cut(whole.of(pieces)))
+        batches = _batches(cut(whole.of(pieces), client.chunk_bytes()))
         for sent in _in_order(pool, (partial(_send_batch, client, batch) for batch in batches)):
             chunks += sent
             told.add(sum(size for _digest, size in sent))

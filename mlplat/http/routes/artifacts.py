@@ -22,6 +22,12 @@ MAX_CHUNKS = 1_000_000
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
+class Chunking(BaseModel):
+    """How files are cut: by FastCDC (2020) with this average, a quarter of it at least, four times as much at most."""
+
+    average_bytes: int
+
+
 class Asked(BaseModel):
     """SHA-256 digests of chunks."""
 
@@ -52,6 +58,11 @@ def router(services: Services, uploads: Uploads) -> APIRouter:
     """The routes."""
     api = APIRouter(prefix="/api/v1/artifacts", tags=["artifacts"])
     artifacts = services.artifacts
+
+    @api.get("/chunking")
+    async def chunking() -> Chunking:
+        """How this platform's files are cut into chunks."""
+        return Chunking(average_bytes=artifacts.objects.chunk_bytes)
 
     @api.post("/missing")
     async def missing(asked: Asked) -> Missing:
