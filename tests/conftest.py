@@ -28,7 +28,7 @@ from tests.s3 import S3Server
 PLATFORM_TESTS = {"e2e", "faults"}
 PLATFORM_TIMEOUT_S = 900
 #: Fixtures for which ``platform`` has to stop, in the order in which their tests run.
-OTHER_PLATFORMS = ("remote_platform", "cramped", "lab")
+OTHER_PLATFORMS = ("remote_platform", "cramped", "lab", "s3_platform")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
