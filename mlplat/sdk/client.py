@@ -160,6 +160,10 @@ class Client:
         with closing(self._with_retries(send, _RETRIED_STATUS - {429})) as response:
             yield _until_broken(response)
 
+    def exchange(self, send: Callable[[httpx.Client], httpx.Response]) -> httpx.Response:
+        """The answer to a request that is none of the kinds above; it is sent again when they are."""
+        return self._with_retries(lambda: send(self._http))
+
     def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
         return self._with_retries(lambda: self._http.request(method, path, **options))
 
