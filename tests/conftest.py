@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import fsspec
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -25,6 +26,9 @@ PLATFORM_TESTS = {"e2e", "faults"}
 PLATFORM_TIMEOUT_S = 900
 #: Fixtures for which ``platform`` has to stop, in the order in which their tests run.
 OTHER_PLATFORMS = ("remote_platform", "cramped", "lab")
+
+if "mlplat" not in fsspec.available_protocols():  # an installation that is older than the entry point
+    fsspec.register_implementation("mlplat", "mlplat.sdk.filesystem.ArtifactFileSystem")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

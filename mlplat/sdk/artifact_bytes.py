@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,11 +48,11 @@ def as_os_errors(path: str) -> Iterator[None]:
     try:
         yield
     except NotFound as error:
-        raise FileNotFoundError(errno.ENOENT, error.message, path) from error
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from error
     except PermissionDenied as error:
-        raise PermissionError(errno.EACCES, error.message, path) from error
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path) from error
     except AlreadyExists as error:
-        raise FileExistsError(errno.EEXIST, error.message, path) from error
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path) from error
     except InvalidInput as error:
         raise ValueError(error.message) from error
 
