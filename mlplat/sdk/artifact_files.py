@@ -26,7 +26,10 @@ def new_spool() -> tempfile.SpooledTemporaryFile[bytes]:
 
 
 class ArtifactReader(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no types
-    """A file that is read block by block, ahead. One that is replaced meanwhile raises OSError."""
+    """A file that is read block by block, ahead.
+
+    Raises OSError once its ETag or, where the platform tells none, its size has become another one.
+    """
 
     _etag: str | None = None
 
