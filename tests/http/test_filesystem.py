@@ -105,9 +105,10 @@ def test_a_run_that_is_not_there_is_told(artifacts: ArtifactFileSystem) -> None:
 def test_the_root_has_no_listing_and_no_files(artifacts: ArtifactFileSystem) -> None:
     assert artifacts.ls("mlplat://") == []
     assert artifacts.isdir("mlplat://")
-    for write in (lambda: artifacts.pipe_file("", b""), lambda: artifacts.rm("", recursive=True)):
-        with pytest.raises(ValueError, match="begins with a run"):
-            write()
+    with pytest.raises(ValueError, match="begins with a run"):
+        artifacts.pipe_file("", b"")
+    with pytest.raises(ValueError, match="begins with a run"):
+        artifacts.rm("mlplat://", recursive=True)
 
 
 @pytest.mark.parametrize("path", ["../x", "a/../../x", "%2e%2e/x", "a/%252e%252e/b", "a\\b", "a\0b", "n" * 256])
