@@ -106,13 +106,53 @@ for given in ({"storage_path": f"{root}/train"}, {"storage_path": f"{run.run_id}
         states = {file.name: json.loads(file.read_text()) for file in Path(folder).iterdir()}
     assert states == {"rank-0.json": {"epoch": 1}, "rank-1.json": {"epoch": 1}}, states
 """
+TORCH = """
+import torch, ray.train.torch
+
+def worker(config):
+    model = ray.train.torch.prepare_model(torch.nn.Linear(4, 1))
+    found, start = ray.train.get_checkpoint(), 0
+    if found is not None:
+        with found.as_directory() as folder:
+            start = torch.load(Path(folder) / "model.pt")["epoch"] + 1
+    for epoch in range(start, 3):
+        model(torch.ones(8, 4)).pow(2).mean().backward()
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint = None
+            if ray.train.get_context().get_world_rank() == 0:
+                torch.save({"epoch": epoch, "start": start, "weights": model.state_dict()}, Path(folder) / "model.pt")
+                checkpoint = ray.train.Checkpoint(folder)
+            ray.train.report({"epoch": epoch}, checkpoint=checkpoint)
+        if epoch == 1 and start == 0:
+            raise RuntimeError("this worker dies once")
+
+result = ray.train.torch.TorchTrainer(
+    worker, scaling_config=ray.train.ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.5}),
+    run_config=ray.train.RunConfig(
+        name="fit", storage_path=f"{root}/train", failure_config=ray.train.FailureConfig(max_failures=1)
+    ),
+).fit()
+with fsspec.open(f"mlplat://{result.checkpoint.path}/model.pt") as file:
+    state = torch.load(file)
+assert state["epoch"] == 2 and state["start"] > 0 and len(state["weights"]) == 2, state
+"""
+
+
+def keep_files(platform: Platform, driver: str) -> None:
+    """Runs a driver with a run of its own, ``run``, whose artifacts are at ``root``."""
+    environment = platform.ray_environment | {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
+    said = platform.python(f"{PREAMBLE}{driver}\nrun.finish()\nprint('done')", timeout_s=300, **environment)
+    assert "done" in said.splitlines()
 
 
 @pytest.mark.parametrize("driver", [DATA, TUNE, TRAIN], ids=["data", "tune", "train"])
 def test_a_driver_keeps_its_files_in_a_run(platform: Platform, driver: str) -> None:
-    environment = platform.ray_environment | {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
-    said = platform.python(f"{PREAMBLE}{driver}\nrun.finish()\nprint('done')", timeout_s=300, **environment)
-    assert "done" in said.splitlines()
+    keep_files(platform, driver)
+
+
+def test_pytorch_trains_and_resumes_from_a_run(platform: Platform) -> None:
+    pytest.importorskip("torch")
+    keep_files(platform, TORCH)
 
 
 def test_a_run_that_is_not_there_is_told_before_anything_runs(platform: Platform) -> None:
