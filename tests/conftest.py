@@ -30,6 +30,9 @@ PLATFORM_TIMEOUT_S = 900
 #: Fixtures for which ``platform`` has to stop, in the order in which their tests run.
 OTHER_PLATFORMS = ("remote_platform", "cramped", "lab", "s3_platform")
 
+if "mlplat" not in fsspec.available_protocols():  # an installation that is older than the entry point
+    fsspec.register_implementation("mlplat", "mlplat.sdk.filesystem.ArtifactFileSystem")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Takes one platform after another, and gives their tests time on a machine with much else to do."""

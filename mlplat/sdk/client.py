@@ -188,6 +188,10 @@ class Client:
         read_s = self._timeout_s + size / STORED_BYTES_PER_S
         return httpx.Timeout(self._timeout_s, connect=min(self._timeout_s, CONNECT_TIMEOUT_S), read=read_s)
 
+    def exchange(self, send: Callable[[httpx.Client], httpx.Response]) -> httpx.Response:
+        """The answer to a request that is none of the kinds above; it is sent again when they are."""
+        return self._with_retries(lambda: send(self._http))
+
     def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
         return self._with_retries(lambda: self._http.request(method, path, **options))
 

@@ -42,6 +42,7 @@ from mlplat.registry.history_store import RegistryHistory
 from mlplat.registry.move_store import MoveStore
 from mlplat.registry.service import RegistryService
 from mlplat.registry.store import RegistryStore
+from mlplat.sdk.filesystem import ArtifactFileSystem
 from mlplat.sdk.process import this_process
 from mlplat.steps.functions import try_imports
 from mlplat.storage.guard import StorageGuard
@@ -214,7 +215,11 @@ async def _serve(databases: Databases, folder: Path, listener: socket.socket, re
 def server_url(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The app behind a real server on a free port, for clients that block: it has a thread and a loop of its own."""
     ready: Future[uvicorn.Server] = Future()
-    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as thread:
+    # asyncio sends small packets at once only on sockets that say they are TCP: else a request takes 40 ms.
+    tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    with tcp as listener, ThreadPoolExecutor(1) as thread:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(100)
         work = _serve(databases, tmp_path_factory.mktemp("served"), listener, ready)
         serving = thread.submit(asyncio.run, work)
         server = ready.result(timeout=60)
@@ -237,6 +242,20 @@ def mlflow_client(server_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     yield MlflowClient(server_url)
     while mlflow_module.active_run() is not None:
         mlflow_module.end_run()
+
+
+@pytest.fixture
+def artifacts(server_url: str) -> ArtifactFileSystem:
+    """Files of runs at that server."""
+    return ArtifactFileSystem(url=server_url, retry_for_s=5)
+
+
+@pytest.fixture
+def run_root(server_url: str) -> str:
+    """The folder of a new run there: its id."""
+    body = {"experiment_id": "0", "start_time": 1_000}
+    answer = httpx.post(f"{server_url}/api/2.0/mlflow/runs/create", json=body)
+    return str(answer.json()["run"]["info"]["run_id"])
 
 
 @pytest.fixture
