@@ -7,6 +7,7 @@ is begun again, and what is there already costs its reading. A download checks w
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -110,6 +111,8 @@ def download(client: Client, path: str, target: Path, progress: OnProgress | Non
         Corrupted: what came is not what was stored.
         OSError: the target cannot be written.
     """
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
     for _ in range(MAX_ROUNDS):
         file = client.get(f"{NATIVE}/files/{quote(path)}")
         partial = target.with_name(f".{target.name}.part")

@@ -335,7 +335,7 @@ def test_progress_is_told(artifacts: ArtifactFileSystem, run_root: str, tmp_path
     assert (tmp_path / "new" / "down").read_bytes() == LARGE
     for seen in (up, down):
         assert seen.size == seen.values[-1] == len(LARGE)
-        assert len(set(seen.values)) > 5
+        assert len(set(seen.values)) > 2
         assert seen.values == sorted(seen.values)
 
 
