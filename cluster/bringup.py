@@ -29,6 +29,7 @@ from cluster.postgres_keeper import POSTGRES_KEEPER, PostgresKeeper
 from cluster.ray_head import RayHead, find_processes, start_head, stop_processes, temp_dir
 from cluster.state import ClusterRecord, write_record
 from mlplat.artifacts.store import ArtifactStore
+from mlplat.artifacts.upgrade import adopt_plain_files
 from mlplat.db.engine import open_engine
 from mlplat.db.migrate import migrate
 from mlplat.errors import BringUpError, Unavailable
@@ -95,7 +96,10 @@ def _start_engines(settings: Settings, dashboard: bool, say: Say) -> ClusterReco
     stop_processes(find_processes(temp_dir(settings.state_dir)))  # of a platform that was killed
     port = settings.http_port
     require_free(port, "HTTP API", "MLPLAT_HTTP_PORT")
-    ArtifactStore(settings.config.artifacts_url).check_writable()
+    store = ArtifactStore(settings.config.artifacts_url)
+    store.check_writable()
+    if adopted := adopt_plain_files(store):
+        say(f"{adopted} files of the artifact store have its new form")
     _prepare_metric_store(settings)
     say("starting Postgres and Ray")
     with ThreadPoolExecutor(1) as pool:
