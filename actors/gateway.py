@@ -77,6 +77,7 @@ def gateway(config: PlatformConfig, replicas: int = 1) -> Any:
             automation=AutomationStore(engine),
             scheduler=SchedulerClient(),
             artifacts=artifacts,
+            direct_artifacts=config.artifacts_direct,
             guard=guard,
             upkeep=Upkeep(engine, artifacts, guard, _retention(config)),
             status=ClusterStatus(config.executors),

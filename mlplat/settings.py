@@ -43,6 +43,8 @@ class Settings(BaseSettings):
     clickhouse_url: str | None = None
     #: ``s3://…`` or ``file://…``; unset: a folder in the state folder.
     artifacts_url: str | None = None
+    #: Clients reach the bucket by the address that the platform has, and may send and fetch files' bytes there.
+    artifacts_direct: bool = False
     #: Where clients find the HTTP API; unset: this machine's ``http_port``.
     url: str | None = None
     #: Logical CPUs and object store bytes of a head node that bring-up starts; unset: Ray's choice / 256 MiB.
@@ -159,6 +161,7 @@ class Settings(BaseSettings):
             executors=self.executors,
             max_active_runs=self.max_active_runs,
             webhook_private_targets=self.webhook_private_targets,
+            artifacts_direct=self.artifacts_direct,
             keep_checkpoints_days=self.keep_checkpoints_days,
             keep_logs_days=self.keep_logs_days,
             collect_grace_hours=self.collect_grace_hours,
@@ -184,6 +187,7 @@ class PlatformConfig:
     executors: int = 1
     max_active_runs: int = 500
     webhook_private_targets: tuple[str, ...] = ()
+    artifacts_direct: bool = False
     keep_checkpoints_days: float = 7
     keep_logs_days: float = 365
     collect_grace_hours: float = 24

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
+from collections.abc import Callable
 
 import msgspec
 
@@ -76,6 +77,16 @@ class Blobs:
         if found is None:
             found = self._write(digest, PACKED if is_packed else "", stored)
         return Chunk(digest, size, found)
+
+    def adopt(self, digest: str, copy: Callable[[str], None]) -> None:
+        """Has ``copy`` write the bytes with this SHA-256, uncompressed, to the key that it is given."""
+        condemned = self._look().keys
+        for generation in GENERATIONS:
+            key = key_of(check_digest(digest), generation)
+            if key not in condemned:
+                copy(key)
+                return
+        raise _too_often(digest)
 
     def find(self, digest: str) -> str | None:
         """The suffix of a blob that may be referred to, None when there is none."""
@@ -146,7 +157,7 @@ class Blobs:
             if key not in condemned:
                 self._objects.write(key, body, only_new=True, sha256=None if PACKED in suffix else digest)
                 return suffix + generation
-        raise Overloaded(f"blob {digest} was condemned {len(GENERATIONS)} times; the collector has to finish first")
+        raise _too_often(digest)
 
     def _look(self) -> Condemned:
         """The condemned blobs, as they were a short while ago at most."""
@@ -182,3 +193,7 @@ def key_of(digest: str, suffix: str = "") -> str:
 
 def _corrupt(digest: str) -> Corrupted:
     return Corrupted(f"blob {digest} is corrupt: its bytes have another SHA-256")
+
+
+def _too_often(digest: str) -> Overloaded:
+    return Overloaded(f"blob {digest} was condemned {len(GENERATIONS)} times; the collector has to finish first")

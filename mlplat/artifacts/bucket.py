@@ -29,6 +29,7 @@ _CONFIG = {
     "read_timeout": READ_TIMEOUT_S,
     "max_pool_connections": CONNECTIONS,
     "retries": {"mode": "standard", "total_max_attempts": MAX_ATTEMPTS},
+    "signature_version": "s3v4",
     # The store says what checksum its blobs have: botocore need not hash them once more to sign them, nor send
     # checksums of its own, which servers other than AWS refuse.
     "s3": {"payload_signing_enabled": False},
@@ -77,7 +78,7 @@ class Bucket:
         """See ``Objects``."""
         more = {"IfNoneMatch": "*"} if only_new else {}
         if sha256 is not None:
-            more["ChecksumSHA256"] = base64.b64encode(bytes.fromhex(sha256)).decode()
+            more["ChecksumSHA256"] = _base64(sha256)
         try:
             with self._told():
                 self._call("put_object", Key=self._prefix + key, Body=bytes(body), **more)
@@ -126,11 +127,33 @@ class Bucket:
             if gone.get("Errors"):
                 raise Unavailable(f"the bucket {self._bucket} keeps objects: {gone['Errors'][0]}")
 
-    def signed_url(self, key: str, *, write: bool = False) -> str:
-        """A URL that reads or writes one object, for ``SIGNED_FOR_S`` seconds."""
-        method = "put_object" if write else "get_object"
+    def url_to_read(self, key: str) -> str:
+        """A URL by which anybody reads an object, for ``SIGNED_FOR_S`` seconds."""
+        return self._sign("get_object", key, {})
+
+    def url_to_write(self, key: str, sha256: str) -> str:
+        """A URL by which anybody writes an object, with the headers of ``checksum_headers`` and these bytes alone, as
+        far as the server looks at checksums."""
+        return self._sign("put_object", key, {"ChecksumSHA256": _base64(sha256)})
+
+    def checked_size(self, key: str, sha256: str) -> int | None:
+        """The size of an object of which the server itself has seen that it has this SHA-256; None: it does not say."""
+        try:
+            with self._told():
+                found = self._call("head_object", Key=self._prefix + key, ChecksumMode="ENABLED")
+        except FileNotFoundError:
+            return None
+        return int(found["ContentLength"]) if found.get("ChecksumSHA256") == _base64(sha256) else None
+
+    def copy(self, source: str, target: str) -> None:
+        """Copies an object within the bucket."""
+        where = {"Bucket": self._bucket, "Key": self._prefix + source}
         with self._told():
-            url: str = self._fs.sign(f"{self._root}/{key}", expiration=SIGNED_FOR_S, client_method=method)
+            self._call("copy_object", Key=self._prefix + target, CopySource=where)
+
+    def _sign(self, method: str, key: str, more: dict[str, str]) -> str:
+        with self._told():
+            url: str = self._fs.sign(f"{self._root}/{key}", expiration=SIGNED_FOR_S, client_method=method, **more)
         return url
 
     def _pages(self, **request: Any) -> Iterator[dict[str, Any]]:
@@ -169,6 +192,15 @@ class Bucket:
             raise Unavailable(
                 f"the bucket {self._bucket} does not answer as it should: {code or type(error).__name__}: {error}"
             ) from error
+
+
+def checksum_headers(sha256: str) -> dict[str, str]:
+    """What has to be sent with a signed PUT of bytes with this SHA-256."""
+    return {"x-amz-checksum-sha256": _base64(sha256)}
+
+
+def _base64(sha256: str) -> str:
+    return base64.b64encode(bytes.fromhex(sha256)).decode()
 
 
 class _OutOfRange(Exception):

@@ -109,6 +109,8 @@ class Services:
     automation: AutomationStore
     scheduler: SchedulerPort
     artifacts: ArtifactStore
+    #: Whether clients reach the bucket themselves.
+    direct_artifacts: bool
     guard: StorageGuard
     upkeep: Upkeep
     status: StatusPort

@@ -182,6 +182,7 @@ async def open_stack(databases: Databases, folder: Path) -> AsyncIterator[Stack]
             automation=AutomationStore(engine),
             scheduler=scheduler,
             artifacts=artifacts,
+            direct_artifacts=True,
             guard=guard,
             upkeep=Upkeep(engine, artifacts, guard, Retention(every=None)),
             status=actors,

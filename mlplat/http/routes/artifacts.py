@@ -9,6 +9,7 @@ from typing import Annotated
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
+from mlplat.artifacts.direct import DirectTransfers
 from mlplat.artifacts.entry import Entry
 from mlplat.artifacts.frames import decode_frames
 from mlplat.artifacts.model import safe_path
@@ -26,18 +27,29 @@ class Chunking(BaseModel):
     """How files are cut: by FastCDC (2020) with this average, a quarter of it at least, four times as much at most."""
 
     average_bytes: int
+    #: Whether chunks may go straight to the bucket and come from there.
+    direct: bool
 
 
 class Asked(BaseModel):
     """SHA-256 digests of chunks."""
 
     sha256: list[Sha256] = Field(max_length=MAX_ASKED)
+    urls: bool = Field(default=False, description="Say where in the bucket to send them, where that is possible.")
 
 
 class Missing(BaseModel):
-    """Those that have to be sent."""
+    """Those that have to be sent. With `urls`, they may be PUT there, each with the header `x-amz-checksum-sha256` (its
+    digest in Base64), and then be named to `/accepted`."""
 
     missing: list[str]
+    urls: dict[str, str] = {}
+
+
+class Sent(BaseModel):
+    """SHA-256 and size of chunks that were sent to the bucket."""
+
+    chunks: list[tuple[Sha256, int]] = Field(max_length=MAX_ASKED)
 
 
 class Received(BaseModel):
@@ -52,22 +64,33 @@ class FileOfChunks(BaseModel):
     size: int = Field(ge=0)
     sha256: Sha256
     chunks: list[tuple[Sha256, int]] = Field(max_length=MAX_CHUNKS)
+    #: Where in the bucket the chunks are, in order, if that was asked; those that end in .zst before the ? are packed.
+    urls: list[str] = []
 
 
 def router(services: Services, uploads: Uploads) -> APIRouter:
     """The routes."""
     api = APIRouter(prefix="/api/v1/artifacts", tags=["artifacts"])
     artifacts = services.artifacts
+    direct = DirectTransfers(artifacts, allowed=services.direct_artifacts)
 
     @api.get("/chunking")
     async def chunking() -> Chunking:
         """How this platform's files are cut into chunks."""
-        return Chunking(average_bytes=artifacts.objects.chunk_bytes)
+        return Chunking(average_bytes=artifacts.objects.chunk_bytes, direct=direct.are_possible)
 
     @api.post("/missing")
     async def missing(asked: Asked) -> Missing:
         """Which chunks the platform does not have."""
-        return Missing(missing=await asyncio.to_thread(artifacts.missing, asked.sha256))
+        found = await asyncio.to_thread(artifacts.missing, asked.sha256)
+        urls = await asyncio.to_thread(direct.urls_to_write, found) if asked.urls else {}
+        return Missing(missing=found, urls=urls)
+
+    @api.post("/accepted")
+    async def accept(sent: Sent) -> Received:
+        """Makes chunks of what was sent to the bucket, once it is certain that the bytes are right."""
+        await asyncio.to_thread(direct.accept, sent.chunks)
+        return Received(chunks=len(sent.chunks))
 
     @api.post("/chunks")
     async def put_chunks(request: Request) -> Received:
@@ -88,9 +111,13 @@ def router(services: Services, uploads: Uploads) -> APIRouter:
         return _told(entry)
 
     @api.get("/files/{path:path}")
-    async def file(path: str) -> FileOfChunks:
+    async def file(path: str, urls: bool = False) -> FileOfChunks:
         """The chunks of a file."""
-        return _told(await asyncio.to_thread(artifacts.entry, safe_path(path)))
+        entry = await asyncio.to_thread(artifacts.entry, safe_path(path))
+        told = _told(entry)
+        if urls:
+            told.urls = await asyncio.to_thread(direct.urls_to_read, entry)
+        return told
 
     return api
 
