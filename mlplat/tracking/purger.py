@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mlplat.artifacts.model import served_path
 from mlplat.artifacts.store import ArtifactStore
+from mlplat.db.removals import REMOVALS
 from mlplat.db.tables import experiment, logged_model, metadata, model_version, run, run_import
 from mlplat.errors import InvalidInput, Overloaded
 from mlplat.metrics import changes
@@ -29,8 +30,6 @@ from mlplat.tracking.purge import DeletedRun, Holders, Kept, PurgeReport, Scope,
 MAX_RUNS = 1_000
 #: An import that nobody went on with for so long was given up.
 ABANDONED_IMPORT = timedelta(days=1)
-#: Any constant will do, so long as every purge uses the same one.
-_LOCK_KEY = 0x70757267
 _RUN_COLUMNS = (run.c.run_id, run.c.experiment_id, run.c.artifact_uri)
 
 
@@ -70,7 +69,7 @@ class Purger:
 
         Raises:
             InvalidInput: a run that was asked for by id is not deleted. Nothing was removed.
-            Overloaded: another purge is under way.
+            Overloaded: another purge, or a backup, is under way.
             Unavailable: a store is away. What was begun is finished by the next purge.
         """
         report = PurgeReport()
@@ -257,10 +256,10 @@ class Purger:
 
     @asynccontextmanager
     async def _alone(self) -> AsyncIterator[None]:
-        """Holds the lock of all purges; it goes with the connection, so a crash frees it."""
+        """Holds the lock of all removals; it goes with the connection, so a crash frees it."""
         async with self._engine.begin() as connection:
-            if not (await connection.execute(select(func.pg_try_advisory_xact_lock(_LOCK_KEY)))).scalar_one():
-                raise Overloaded("another purge is under way; retry when it is done")
+            if not (await connection.execute(select(func.pg_try_advisory_xact_lock(REMOVALS)))).scalar_one():
+                raise Overloaded("another purge, or a backup, is under way; retry when it is done")
             yield
 
 
