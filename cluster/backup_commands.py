@@ -7,6 +7,7 @@ import sys
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from cluster import backing_up, restoring
 from cluster.commands import app, console, main
@@ -14,13 +15,14 @@ from mlplat.backup.model import parse_at
 from mlplat.settings import Settings
 from mlplat.tally import human_bytes, tally
 
+_progress = Console(stderr=True)
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
 def backup(target: str, as_json: _Json = False) -> None:
     """Back up the running platform into ``target``, a URL."""
-    with tally(console) as show:
+    with tally(_progress) as show:
         made = backing_up.back_up(Settings(), target, show)
     if as_json:
         print(json.dumps(made.summary, indent=2))  # noqa: T201
@@ -40,7 +42,7 @@ def restore(
 ) -> None:
     """Restore a backup from ``source``, a URL, into an empty installation that is down."""
     moment = None if at is None else parse_at(at)
-    with tally(console) as show:
+    with tally(_progress) as show:
         made, left_out = restoring.restore(Settings(), source, moment, skip_damaged=skip_damaged, tally=show)
     for problem in left_out:
         print(f"mlplat: left out: {problem}", file=sys.stderr)  # noqa: T201

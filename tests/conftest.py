@@ -24,7 +24,7 @@ from tests.platforms import Platforms
 PLATFORM_TESTS = {"e2e", "faults"}
 PLATFORM_TIMEOUT_S = 900
 #: Fixtures for which ``platform`` has to stop, in the order in which their tests run.
-OTHER_PLATFORMS = ("remote_platform", "cramped", "lab")
+OTHER_PLATFORMS = ("remote_platform", "cramped", "doomed", "lab")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

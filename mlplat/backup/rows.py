@@ -73,10 +73,9 @@ def dump_rows(connection: Connection, tree: Tree, folder: str, tally: Tally = no
         files: dict[str, DumpFile] = {}
         for table in metadata.sorted_tables:
             if table.name not in LEFT_OUT:
-                columns = [column.name for column in table.columns if column.computed is None]
-                rows, file = _dump_table(connection, tree, f"{folder}{table_file(table.name)}", table.name, columns)
-                tables.append(DumpedTable(table.name, columns, rows))
-                files[table_file(table.name)] = file
+                dumped, file = _dump_table(connection, tree, folder, table)
+                tables.append(dumped)
+                files[dumped.file] = file
                 tally("rows", sum(each.rows for each in tables), None)
         # Numbers that were given out since the snapshot are skipped; none is given out twice.
         sequences = [found for table in metadata.sorted_tables for found in _sequences(connection, table)]
@@ -182,11 +181,11 @@ def _require_schema(connection: Connection) -> None:
         )
 
 
-def _dump_table(
-    connection: Connection, tree: Tree, key: str, table: str, columns: Sequence[str]
-) -> tuple[int, DumpFile]:
-    statement = SQL("COPY (SELECT {} FROM {}) TO STDOUT").format(_names(columns), Identifier(table))
-    with tree.writing(key) as sink:
+def _dump_table(connection: Connection, tree: Tree, folder: str, table: Table) -> tuple[DumpedTable, DumpFile]:
+    # SQLAlchemy's names are strings of a type of their own.
+    name, columns = str(table.name), [str(column.name) for column in table.columns if column.computed is None]
+    statement = SQL("COPY (SELECT {} FROM {}) TO STDOUT").format(_names(columns), Identifier(name))
+    with tree.writing(f"{folder}{table_file(name)}") as sink:
         with pa.output_stream(sink, compression="zstd") as out, connection.cursor() as cursor:
             pending = bytearray()
             with cursor.copy(statement) as copy:
@@ -198,7 +197,7 @@ def _dump_table(
             out.write(bytes(pending))
             rows = cursor.rowcount
         file = DumpFile(sink.sha256, sink.bytes)
-    return rows, file
+    return DumpedTable(name, columns, rows), file
 
 
 def _load_table(connection: Connection, tree: Tree, key: str, table: DumpedTable) -> int:
@@ -219,7 +218,7 @@ def _sequences(connection: Connection, table: Table) -> list[DumpedSequence]:
                 SQL("SELECT last_value, is_called FROM {}").format(Identifier(*str(name).split(".")))
             ).fetchone()
             assert row is not None
-            found.append(DumpedSequence(table.name, column.name, row[0], row[1]))
+            found.append(DumpedSequence(str(table.name), str(column.name), row[0], row[1]))
     return found
 
 

@@ -87,7 +87,7 @@ def _row(name: str, backup: Backup | None) -> dict[str, Any]:
 
 def _verify(url: str, at: str | None, *, as_json: bool) -> None:
     place = open_place(url)
-    with plain_errors(url), tally(console) as show:
+    with plain_errors(url), tally(Console(stderr=True)) as show:
         backup = pick(place, None if at is None else parse_at(at))
         problems = verify(place, backup, show)
     if as_json:

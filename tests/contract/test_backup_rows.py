@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from sqlalchemy import text
 
@@ -47,7 +48,8 @@ def empty_url(databases: Databases) -> Iterator[str]:
 
 def dump(url: str, place: Tree) -> Backup:
     with connected(url, "tests") as connection:
-        return backup_of(dump_rows(connection, place, "b/"))
+        made = backup_of(dump_rows(connection, place, "b/"))
+    return msgspec.json.decode(msgspec.json.encode(made), type=Backup)
 
 
 def load(url: str, place: Tree, backup: Backup, mark: str = "this restore") -> None:
