@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from mlplat.backup.digests import actual, expected
 from mlplat.backup.model import BLOBS, INDEX, SHARED, Artifact, Backup, DumpFile, blob_name, parse_artifact
-from mlplat.backup.tree import Tree
+from mlplat.backup.tree import Missing, Tree
 from mlplat.errors import Corrupted, Unavailable
 from mlplat.tally import Tally, no_tally
 
@@ -31,7 +31,8 @@ WINDOW = 256
 SMALL_BYTES = 8 * 1024 * 1024
 #: How often a file that is written again while it is copied is looked at.
 LOOKS = 3
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass
@@ -114,7 +115,7 @@ def damage(place: Tree, artifact: Artifact) -> str | None:
     try:
         with place.open(artifact.place) as source:
             return _difference(artifact, actual(source, artifact))
-    except FileNotFoundError:
+    except Missing:
         return f"{artifact.place} is missing"
 
 
@@ -143,7 +144,7 @@ def _keep_file(
                 if sink.sha256 != sha256:
                     raise _Changed
             return artifact, size
-        except FileNotFoundError:
+        except Missing:
             return None
         except _Changed:
             continue
@@ -168,12 +169,12 @@ def _keep_blob(
     artifact = Artifact(key, size, None)
     if have.get(artifact.place) == size:
         return artifact, 0
-    try:
-        with target.writing(artifact.place) as sink:
+    with target.writing(artifact.place) as sink:
+        try:
             for chunk in source.read(key):
                 sink.write(chunk)
-    except FileNotFoundError:
-        return None
+        except Missing as error:  # whoever removes blobs must hold the lock that a backup holds
+            raise Unavailable(f"{key} was removed while it was backed up; retry") from error
     return Artifact(key, sink.bytes, None), sink.bytes
 
 
@@ -186,7 +187,7 @@ def _bring(place: Tree, target: Tree, have: dict[str, int], artifact: Artifact) 
             problem = _difference(artifact, actual(source, artifact, sink))
             if problem is not None:
                 raise Corrupted(problem)
-    except FileNotFoundError:
+    except Missing:
         return artifact.key, f"{artifact.place} is missing"
     except Corrupted as error:
         return artifact.key, error.message

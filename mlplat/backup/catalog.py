@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mlplat.backup.artifacts import check_artifacts
 from mlplat.backup.model import MANIFEST, MAX_MANIFEST_BYTES, Backup, choose, is_backup_name, parse_backup
-from mlplat.backup.tree import Tree
+from mlplat.backup.tree import Missing, Tree
 from mlplat.errors import InvalidInput
 from mlplat.tally import Tally, no_tally
 
@@ -45,7 +45,7 @@ def find_backups(place: Tree) -> dict[str, Backup | None]:
     found: dict[str, Backup | None] = {}
     for name in filter(is_backup_name, place.children()):
         found[name] = None
-        with suppress(FileNotFoundError):
+        with suppress(Missing):
             found[name] = parse_backup(place.read_small(f"{name}/{MANIFEST}", MAX_MANIFEST_BYTES), name)
     return found
 
@@ -67,7 +67,7 @@ def check_files(place: Tree, backup: Backup, tally: Tally = no_tally) -> Iterato
             for chunk in place.read(f"{backup.name}/{name}"):
                 digest.update(chunk)
                 size += len(chunk)
-        except FileNotFoundError:
+        except Missing:
             yield f"{backup.name}/{name} is missing"
             continue
         if size != file.bytes or digest.hexdigest() != file.sha256:

@@ -8,7 +8,7 @@ snapshot knows. What summarises points is made again when they are restored, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -93,12 +93,13 @@ def remove_points(store: MetricStore) -> None:
 def _pages(query: Query, run_ids: Sequence[str]) -> Iterator[pa.Table]:
     """Tables of ``SCHEMA`` in one chunk, none of them empty."""
     for start in range(0, len(run_ids), PAGE_RUNS):
-        some, after = run_ids[start : start + PAGE_RUNS], None
+        some = run_ids[start : start + PAGE_RUNS]
+        after: tuple[str, str, int, int, float] | None = None
         while True:
             page = query(queries.points_of(some, PAGE_POINTS, after))
             if page.num_rows:
                 yield concat([page.select(SCHEMA.names).cast(SCHEMA)])
             if page.num_rows < PAGE_POINTS:
                 break
-            last: Mapping[str, object] = page.slice(page.num_rows - 1).to_pylist()[0]
-            after = tuple(last[name] for name in ("run_id", "key", "step", "timestamp", "value"))
+            last = page.slice(page.num_rows - 1).to_pylist()[0]
+            after = last["run_id"], last["key"], last["step"], last["timestamp"], last["value"]

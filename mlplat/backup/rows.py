@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, LiteralString
+from typing import Any, Final, LiteralString
 
 import pyarrow as pa
 from psycopg.sql import SQL, Composed, Identifier, Literal
@@ -31,6 +31,7 @@ LEFT_OUT = ("metric_log",)
 EPOCHS = 1_000_000
 #: Transactions that are used up by one statement.
 BURN = 200_000
+_NEXT_TRANSACTION: Final = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,8 @@ def dump_rows(connection: Connection, tree: Tree, folder: str, tally: Tally = no
     with connection.transaction():
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
         _require_schema(connection)
-        taken_at, transactions = connection.execute(
-            "SELECT transaction_timestamp(), pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
-        ).fetchone() or (None, None)
-        assert isinstance(taken_at, datetime)
+        taken_at: datetime = _value(connection, "SELECT transaction_timestamp()")
+        transactions: int = _value(connection, _NEXT_TRANSACTION)
         runs = connection.execute("SELECT run_id, experiment_id FROM run ORDER BY run_id").fetchall()
         tables: list[DumpedTable] = []
         files: dict[str, DumpFile] = {}
@@ -79,7 +78,7 @@ def dump_rows(connection: Connection, tree: Tree, folder: str, tally: Tally = no
                 tally("rows", sum(each.rows for each in tables), None)
         # Numbers that were given out since the snapshot are skipped; none is given out twice.
         sequences = [found for table in metadata.sorted_tables for found in _sequences(connection, table)]
-    return Rows(taken_at, int(transactions), tables, sequences, files, [(row[0], row[1]) for row in runs])
+    return Rows(taken_at, transactions, tables, sequences, files, [(row[0], row[1]) for row in runs])
 
 
 def require_connected(connection: Connection) -> None:
@@ -152,7 +151,7 @@ def pass_transactions(connection: Connection, transactions: int, tally: Tally = 
 
     Events are read by these numbers: those of rows must lie in the past. Half a million pass in a second.
     """
-    begun = now = int(_value(connection, "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint"))
+    begun = now = _value(connection, _NEXT_TRANSACTION)
     while now < transactions:
         count = min(BURN, transactions - now)
         connection.execute(
@@ -160,7 +159,7 @@ def pass_transactions(connection: Connection, transactions: int, tally: Tally = 
                 Literal(count)
             )
         )
-        now = int(_value(connection, "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint"))
+        now = _value(connection, _NEXT_TRANSACTION)
         tally("transaction numbers passed", now - begun, transactions - begun)
 
 

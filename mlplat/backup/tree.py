@@ -27,6 +27,11 @@ from mlplat.errors import InvalidInput, Unavailable
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+
+class Missing(Exception):
+    """There is no such file in a tree."""
+
+
 CHUNK_BYTES = 1024 * 1024
 #: Nobody writes one file for so long.
 LEFT_OVER_S = 24 * 3600
@@ -116,9 +121,12 @@ class Tree:
         """For reading.
 
         Raises:
-            FileNotFoundError: no such file.
+            Missing: no such file.
         """
-        opened: IO[bytes] = self._fs.open(self._full(key), "rb")
+        try:
+            opened: IO[bytes] = self._fs.open(self._full(key), "rb")
+        except FileNotFoundError as error:
+            raise Missing(key) from error
         return opened
 
     def read(self, key: str) -> Iterator[bytes]:
@@ -132,7 +140,7 @@ class Tree:
 
         Raises:
             InvalidInput: it has more.
-            FileNotFoundError: no such file.
+            Missing: no such file.
         """
         with self.open(key) as source:
             body = source.read(limit + 1)
@@ -227,7 +235,11 @@ def plain_errors(url: str) -> Iterator[None]:
     """
     try:
         yield
+    except Missing as error:
+        raise Unavailable(f"{url}: {error} has disappeared") from error
     except (OSError, BotoCoreError, ClientError) as error:
-        told = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        # s3fs' errors have no text, what they were made of has.
+        cause = error.__cause__ if isinstance(error.__cause__, ClientError) else error
+        told = getattr(error, "strerror", None) or str(cause) or type(error).__name__
         place = getattr(error, "filename", None) or url
         raise Unavailable(f"{place}: {str(told).splitlines()[0]}") from error

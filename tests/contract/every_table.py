@@ -6,7 +6,19 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ARRAY, BigInteger, Boolean, Column, Connection, DateTime, Integer, LargeBinary, SmallInteger, Table, text
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Boolean,
+    Column,
+    Connection,
+    DateTime,
+    Integer,
+    LargeBinary,
+    SmallInteger,
+    Table,
+    text,
+)
 from sqlalchemy.dialects.postgresql import DOUBLE_PRECISION, JSON, JSONB
 
 from mlplat.backup.rows import LEFT_OUT
@@ -47,7 +59,9 @@ def contents(url: str) -> dict[str, list[tuple[Any, ...]]]:
         engine.dispose()
 
 
-def _insert(connection: Connection, table: Table, number: int, known: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+def _insert(
+    connection: Connection, table: Table, number: int, known: dict[str, list[dict[str, Any]]]
+) -> dict[str, Any]:
     values = {
         column.name: _value(column, number, known)
         for column in table.columns

@@ -222,9 +222,14 @@ def test_a_file_that_is_written_all_the_time_is_no_backup(tmp_path: Path) -> Non
 def test_what_breaks_off_is_not_there(tmp_path: Path) -> None:
     place = open_place(f"file://{tmp_path}/backups")
     put(place, {"b/file": b"before"})
-    with pytest.raises(RuntimeError), place.writing("b/file") as sink:
-        sink.write(b"half")
-        raise RuntimeError
+
+    def break_off() -> None:
+        with place.writing("b/file") as sink:
+            sink.write(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        break_off()
     assert everything(place) == {"b/file": b"before"}
     place.settle()
 

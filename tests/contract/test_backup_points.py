@@ -102,7 +102,9 @@ def test_what_summarises_points_is_made_again(
     load_points(empty_store, place, backup(metric_store, runs, place))
     run_ids = [run_id for run_id, _experiment in runs]
     for statement in (queries.latest(run_ids), queries.summaries(run_ids, 1_000)):
-        before, after = ([_comparable(row) for row in s.query(statement).to_pylist()] for s in (metric_store, empty_store))
+        before, after = (
+            [_comparable(row) for row in s.query(statement).to_pylist()] for s in (metric_store, empty_store)
+        )
         assert before == after
         assert before
     count = Statement("SELECT experiment_id, uniqExact(run_id, key) AS n FROM metric_latest GROUP BY 1 ORDER BY 1")

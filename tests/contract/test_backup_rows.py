@@ -107,7 +107,9 @@ def test_a_dump_shows_one_moment(database_url: str, empty_url: str, place: Tree)
     before = contents(database_url)
 
     def meanwhile(_what: str, _done: int, _total: int | None) -> None:
-        execute(database_url, "DELETE FROM experiment_tag; DELETE FROM run_tag; UPDATE experiment SET name = name || 'x'")
+        execute(
+            database_url, "DELETE FROM experiment_tag; DELETE FROM run_tag; UPDATE experiment SET name = name || 'x'"
+        )
 
     with connected(database_url, "tests") as connection:
         backup = backup_of(dump_rows(connection, place, "b/", meanwhile))
@@ -186,7 +188,7 @@ def test_one_backup_at_a_time(database_url: str) -> None:
 
 def test_a_server_that_is_away_is_one_line() -> None:
     with (
-        pytest.raises(Unavailable, match="^Postgres: [^\n]+$"),
+        pytest.raises(Unavailable, match=r"^Postgres: [^\n]+$"),
         connected("postgresql+psycopg://me:secret@127.0.0.1:1/x", "tests"),
     ):
         pass

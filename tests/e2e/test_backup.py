@@ -111,6 +111,7 @@ def test_a_destroyed_installation_comes_back(doomed: Platform, folder: Path) -> 
     assert "lies in what is to be backed up" in refused(doomed, folder, "backup", str(doomed.state_dir / "backups"))
     doomed.python("import mlplat; mlplat.start_run('too-late').finish()")
     lost = MlflowClient(doomed.url).get_experiment_by_name("too-late")
+    assert lost is not None
 
     destroy(doomed)
     kill_a_restore(doomed, folder)
@@ -172,7 +173,9 @@ def kill_a_restore(platform: Platform, folder: Path) -> None:
     rows.write_bytes(intact)
     assert not (platform.state_dir / "restore.json").exists()
     assert not (platform.state_dir / "postgres").exists()
-    kill_midway(platform, folder, "restore", "backups", "--at", second, when=(platform.state_dir / "restore.json").exists)
+    kill_midway(
+        platform, folder, "restore", "backups", "--at", second, when=(platform.state_dir / "restore.json").exists
+    )
     assert (platform.state_dir / "restore.json").exists()
 
 

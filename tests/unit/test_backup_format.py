@@ -86,7 +86,9 @@ def test_names_are_in_the_order_of_time() -> None:
     assert not any(map(is_backup_name, ["artifacts", "", "20260131", f"{names[0]}x", f"{names[0]}/x"]))
 
 
-BACKUPS = {each.name: each for each in (backup(NOON), backup(NOON + timedelta(hours=1)), backup(NOON - timedelta(days=1)))}
+BACKUPS = {
+    each.name: each for each in (backup(NOON), backup(NOON + timedelta(hours=1)), backup(NOON - timedelta(days=1)))
+}
 BROKEN = backup_name(NOON + timedelta(hours=2))
 
 
