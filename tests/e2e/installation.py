@@ -50,6 +50,15 @@ steps:
     needs: [sign_off]
     command: ["echo", "made after"]
 """
+#: Takes for ever, unless there is a file.
+SLOW = """\
+name: slow
+parameters:
+  file: {type: str}
+steps:
+  only:
+    command: ["sh", "-c", "test -e ${{ params.file }} || sleep 900"]
+"""
 TRIGGERED = """\
 name: triggered
 parameters:
@@ -61,13 +70,14 @@ steps:
 
 
 def write_definitions(folder: Path) -> None:
-    """The two pipelines, in files."""
+    """The pipelines, in files."""
+    (folder / "slow.yaml").write_text(SLOW)
     (folder / "guarded.yaml").write_text(PIPELINE)
     (folder / "triggered.yaml").write_text(TRIGGERED)
 
 
-def picture(platform: Platform) -> dict[str, Any]:
-    """Everything, as told over HTTP; what changes by itself is left out."""
+def picture(platform: Platform, but: str) -> dict[str, Any]:
+    """Everything, as told over HTTP, but for one pipeline run, which changes by itself."""
     client, api = MlflowClient(platform.url), Client(platform.url)
     found: dict[str, Any] = {"experiments": {}, "runs": {}, "models": {}, "pipeline runs": {}}
     for experiment in client.search_experiments():
@@ -83,6 +93,8 @@ def picture(platform: Platform) -> dict[str, Any]:
             api.get(f"/api/v1/models/{model.name}/history"),
         )
     for run in api.get("/api/v1/pipeline-runs"):
+        if run["run_id"] == but:
+            continue
         whole = api.get(f"/api/v1/pipeline-runs/{run['run_id']}")
         found["pipeline runs"][run["run_id"]] = (whole, platform.mlplat("logs", run["run_id"]))
     found["events"] = api.get("/api/v1/models/events/log", limit=100)["events"]

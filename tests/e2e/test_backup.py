@@ -98,11 +98,13 @@ def listed(platform: Platform, folder: Path) -> list[dict[str, Any]]:
 
 def test_a_destroyed_installation_comes_back(doomed: Platform, folder: Path) -> None:
     waiting, cursor = fill(doomed, folder)
-    before = picture(doomed)
+    slow = submit(doomed, folder, "slow.yaml", "-p", f"file={folder / 'arrived'}")
+    eventually(lambda: step(doomed, slow, "only").get("state") == "RUNNING", 60, "a step runs")
+    before = picture(doomed, slow)
     kill_a_backup(doomed, folder)
     first = backup(doomed, folder)
     assert (first["runs"], first["points"]) == (3, 500 * 2 + 2 + 1 + 1)
-    assert picture(doomed) == before  # a backup changes nothing
+    assert picture(doomed, slow) == before  # a backup changes nothing
     second = backup(doomed, folder)
     assert second["copied_bytes"] == 0
     assert [each["complete"] for each in listed(doomed, folder)] == [False, True, True]
@@ -114,12 +116,16 @@ def test_a_destroyed_installation_comes_back(doomed: Platform, folder: Path) -> 
     assert lost is not None
 
     destroy(doomed)
+    (folder / "arrived").touch()
     kill_a_restore(doomed, folder)
     assert "mlplat restore" in refused(doomed, folder, "up")
     assert "restored backup" in doomed.mlplat("restore", "backups", cwd=folder)
     doomed.mlplat("up", cwd=folder)
-    assert picture(doomed) == before
+    assert picture(doomed, slow) == before
     goes_on(doomed, folder, waiting, cursor, str(lost.experiment_id))
+    eventually(lambda: step(doomed, slow, "only").get("state") == "SUCCEEDED", 60, "what ran runs again")
+    attempts = Client(doomed.url).get(f"/api/v1/pipeline-runs/{slow}")["attempts"]
+    assert [attempt["state"] for attempt in attempts] == ["LOST", "SUCCEEDED"]
     doomed.mlplat("down", cwd=folder)
     assert "has a database" in refused(doomed, folder, "restore", "backups")
 
@@ -130,16 +136,21 @@ def fill(platform: Platform, folder: Path) -> tuple[str, str]:
     arguments = ("trigger", "set", "on-alias", "triggered.yaml", "--registry", "alias_set", "--model", "kept-model")
     platform.mlplat(*arguments, "-p", "version=${{ trigger.event.version }}", cwd=folder)
     platform.mlplat("schedule", "set", "yearly", "triggered.yaml", "--cron", "0 0 1 1 *", "-p", "version=7", cwd=folder)
-    output = platform.mlplat("submit", "guarded.yaml", cwd=folder)
-    waiting = output.split("submitted guarded: ")[1].split()[0]
-    api = Client(platform.url)
+    waiting = submit(platform, folder, "guarded.yaml")
+    eventually(lambda: step(platform, waiting, "first").get("state") == "SUCCEEDED", 60, "the first step ends")
+    eventually(lambda: step(platform, waiting, "sign_off").get("queued_at"), 60, "an approval is waited for")
+    return waiting, str(Client(platform.url).get("/api/v1/models/events/log", limit=100)["next"])
 
-    def states() -> dict[str, str]:
-        steps = api.get(f"/api/v1/pipeline-runs/{waiting}")["steps"]
-        return {name: step["state"] for name, step in steps.items()}
 
-    eventually(lambda: states().get("first") == "SUCCEEDED" and "sign_off" in states(), 60, "an approval is waited for")
-    return waiting, str(api.get("/api/v1/models/events/log", limit=100)["next"])
+def submit(platform: Platform, folder: Path, *arguments: str) -> str:
+    """The id of the run."""
+    return platform.mlplat("submit", *arguments, cwd=folder).split(": ")[1].split()[0]
+
+
+def step(platform: Platform, run_id: str, name: str) -> dict[str, Any]:
+    """A step of a pipeline run, as far as it is known."""
+    found: dict[str, Any] = Client(platform.url).get(f"/api/v1/pipeline-runs/{run_id}")["steps"].get(name, {})
+    return found
 
 
 def kill_a_backup(platform: Platform, folder: Path) -> None:
