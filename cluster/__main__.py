@@ -1,4 +1,4 @@
-"""``python -P -m cluster up|down|status|env``: sets the environment that Ray reads, then runs the command.
+"""``python -P -m cluster up|down|status|env|…``: sets the environment that Ray reads, then runs the command.
 
 The command runs in the state folder, because Ray puts a driver's working directory first on every
 worker's path, where a user's file could shadow ours.
@@ -17,8 +17,13 @@ from cluster.disk import plain_disk_errors
 from mlplat.errors import PlatformError
 from mlplat.settings import Settings
 
-#: Commands that have no use for what ``cluster.start_commands`` loads.
-LOOKS = (["status"], ["env"])
+#: Where commands are that have no use for what ``cluster.start_commands`` loads.
+MODULES = {
+    "status": "cluster.commands",
+    "env": "cluster.commands",
+    "backup": "cluster.backup_commands",
+    "restore": "cluster.backup_commands",
+}
 
 
 def main() -> None:
@@ -42,7 +47,7 @@ def main() -> None:
         environment = {key: value for key, value in environment.items() if not key.startswith("RAY_")}
         environment |= client_environment(settings.state_dir)
     os.chdir(settings.state_dir)
-    module = "cluster.commands" if sys.argv[1:2] in LOOKS else "cluster.start_commands"
+    module = MODULES.get("".join(sys.argv[1:2]), "cluster.start_commands")
     os.execve(sys.executable, [sys.executable, "-P", "-m", module, *sys.argv[1:]], environment)  # noqa: S606
 
 

@@ -28,6 +28,7 @@ from cluster.postgres import EmbeddedPostgres
 from cluster.postgres_keeper import POSTGRES_KEEPER, PostgresKeeper
 from cluster.ray_head import RayHead, find_processes, start_head, stop_processes, temp_dir
 from cluster.state import ClusterRecord, write_record
+from cluster.unfinished import require_finished
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.artifacts.upgrade import adopt_plain_files
 from mlplat.db.engine import open_engine
@@ -54,7 +55,9 @@ def up(settings: Settings, *, dashboard: bool, say: Say) -> ClusterRecord:
     Raises:
         BringUpError: something prevents it; one line says what and what to do.
     """
+    require_finished(settings.state_dir)  # who has the lock may be a restore
     with exclusive(settings), plain_errors(settings):
+        require_finished(settings.state_dir)
         record = _reach_running(settings, say)
         if record is None:
             record = _start_engines(settings, dashboard, say)

@@ -25,7 +25,7 @@ Say = Callable[[str], None]
 
 @contextmanager
 def exclusive(settings: Settings) -> Iterator[None]:
-    """Keeps other bring-ups and stops of this platform out.
+    """Keeps other bring-ups, stops and restores of this platform out.
 
     Raises:
         BringUpError: one has been at work for too long.
@@ -36,7 +36,7 @@ def exclusive(settings: Settings) -> Iterator[None]:
             yield
     except Timeout as error:
         raise BringUpError(
-            f"another mlplat up or down has been at work in {settings.state_dir} for {LOCK_TIMEOUT_S} s"
+            f"another mlplat command has been at work in {settings.state_dir} for {LOCK_TIMEOUT_S} s"
         ) from error
 
 

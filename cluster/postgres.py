@@ -94,6 +94,27 @@ class EmbeddedPostgres:
         except Timeout as error:
             raise BringUpError(f"another process has been starting Postgres for {START_TIMEOUT_S} s") from error
 
+    def create(self, transactions: int) -> None:
+        """Makes the data folder of a server whose transactions have higher numbers than ``transactions``.
+
+        Raises:
+            BringUpError: it is there already, or could not be made.
+        """
+        self._prepare_folders()
+        if (self.data / "PG_VERSION").exists():
+            raise BringUpError(f"{self.data} is there already")
+        self._init_cluster()
+        # The upper half of the number: the lower half, whose status the server keeps in files, stays as it is.
+        epoch = (transactions >> 32) + 1
+        done = self._run("pg_resetwal", "-D", str(self.data), "--epoch", str(epoch))
+        if done.returncode != 0:
+            raise BringUpError(f"pg_resetwal failed: {_last_line(done.stderr)}")
+
+    def destroy(self) -> None:
+        """Stops the server and removes its data."""
+        self.stop()
+        shutil.rmtree(self.data, ignore_errors=True)
+
     def _start(self) -> None:
         self._init_cluster()
         if self.is_running():

@@ -28,7 +28,7 @@ from tests.s3 import S3Server
 PLATFORM_TESTS = {"e2e", "faults"}
 PLATFORM_TIMEOUT_S = 900
 #: Fixtures for which ``platform`` has to stop, in the order in which their tests run.
-OTHER_PLATFORMS = ("remote_platform", "cramped", "lab", "s3_platform")
+OTHER_PLATFORMS = ("remote_platform", "cramped", "doomed", "lab", "s3_platform")
 
 if "mlplat" not in fsspec.available_protocols():  # an installation that is older than the entry point
     fsspec.register_implementation("mlplat", "mlplat.sdk.filesystem.ArtifactFileSystem")

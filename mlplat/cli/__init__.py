@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import time
@@ -16,7 +15,20 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from mlplat import __version__
-from mlplat.cli import approvals, artifacts, lifecycle, lineage, models, pipelines, schedules, storage, watch, webhooks
+from mlplat.cli import (
+    approvals,
+    artifacts,
+    backups,
+    lifecycle,
+    lineage,
+    models,
+    pipelines,
+    schedules,
+    storage,
+    watch,
+    webhooks,
+)
+from mlplat.cli.becoming import become_cluster
 from mlplat.demo.show import run_demo
 from mlplat.errors import Overloaded, PlatformError, Unavailable
 from mlplat.sdk.client import client_for, default_url
@@ -29,6 +41,7 @@ app = typer.Typer(
 )
 console = Console(highlight=False, soft_wrap=True)
 app.add_typer(lifecycle.commands)
+app.add_typer(backups.commands)
 app.add_typer(pipelines.commands)
 app.add_typer(pipelines.definitions, name="pipeline")
 models.models.add_typer(approvals.commands)
@@ -42,39 +55,30 @@ app.add_typer(storage.storage, name="storage")
 app.add_typer(watch.commands)
 
 
-def _cluster(*arguments: str) -> None:
-    """Becomes ``python -P -m cluster``, which knows Ray; this package does not depend on it."""
-    sys.stdout.flush()
-    code = str(Path(__file__).resolve().parent.parent.parent)
-    path = os.pathsep.join(filter(None, (code, os.environ.get("PYTHONPATH", ""))))
-    command = [sys.executable, "-P", "-m", "cluster", *arguments]
-    os.execve(sys.executable, command, os.environ | {"PYTHONPATH": path})  # noqa: S606
-
-
 @app.command("up")
 def up_command(
     dashboard: Annotated[bool, typer.Option(help="Run Ray's dashboard, which `ray job submit` needs.")] = True,
 ) -> None:
     """Start the platform on this machine, or find it running."""
-    _cluster("up", "--dashboard" if dashboard else "--no-dashboard")
+    become_cluster("up", "--dashboard" if dashboard else "--no-dashboard")
 
 
 @app.command("down")
 def down_command() -> None:
     """Stop the platform; its data stays."""
-    _cluster("down")
+    become_cluster("down")
 
 
 @app.command("status")
 def status_command(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Show every part of the running platform."""
-    _cluster("status", *(["--json"] if as_json else []))
+    become_cluster("status", *(["--json"] if as_json else []))
 
 
 @app.command("env")
 def env_command() -> None:
     """Print the exports that other clients need: eval "$(mlplat env)"."""
-    _cluster("env")
+    become_cluster("env")
 
 
 @app.command("sync")

@@ -13,13 +13,13 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from mlplat.artifacts.model import proxied_path, safe_path
-from mlplat.cli.lifecycle import human_bytes
 from mlplat.errors import InvalidInput
 from mlplat.sdk.archive_rows import run_files
 from mlplat.sdk.client import API, Client, client_for, default_url
 from mlplat.sdk.known_files import KnownFiles
 from mlplat.sdk.transfer import OnProgress, download, upload
 from mlplat.settings import Settings
+from mlplat.tally import human_bytes
 
 VERIFY = "/api/v1/storage/verify"
 #: Silence of a scrub after which it is given up.

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import Progress as Bars
-from rich.progress import TextColumn, TimeElapsedColumn
 
 from mlplat.cli.tables import plain_table
 from mlplat.errors import InvalidInput
-from mlplat.sdk.archive_files import Progress
 from mlplat.sdk.client import client_for, default_url
 from mlplat.sdk.exporting import export_experiment
 from mlplat.sdk.import_target import Imported
@@ -22,11 +18,11 @@ from mlplat.sdk.importing import import_archive
 from mlplat.sdk.lifecycle import move_runs, purge
 from mlplat.sdk.mlflow_import import import_mlflow
 from mlplat.sdk.mlflow_registry import ImportedRegistry, import_registry
+from mlplat.tally import human_bytes, tally
 
 commands = typer.Typer()
 console = Console(highlight=False, soft_wrap=True)
 SHOWN_IDS = 20
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")]
 
 
@@ -72,7 +68,7 @@ def export_command(
     file: Annotated[Path, typer.Argument(help="A new folder, or a new .tar file.")],
 ) -> None:
     """Export an experiment with all that is in it as an open archive: JSON, Parquet and files."""
-    with _bars() as progress:
+    with tally(console) as progress:
         exported = export_experiment(client_for(default_url()), experiment, file, progress)
     console.print(
         f"{file}: {exported.runs} runs, {exported.points} points, {exported.datasets} datasets, "
@@ -89,7 +85,7 @@ def import_command(
     name: Annotated[str | None, typer.Option(help="The experiment's name here.")] = None,
 ) -> None:
     """Import an exported experiment. It is seen when it is complete; run again to go on after a failure."""
-    with _bars() as progress:
+    with tally(console) as progress:
         imported = import_archive(client_for(default_url()), file, name, progress)
     _print_imported(imported)
 
@@ -108,7 +104,7 @@ def import_mlflow_command(
 ) -> None:
     """Import experiments and registered models from an MLflow server; run again to go on after a failure."""
     client = client_for(default_url())
-    with _bars() as progress:
+    with tally(console) as progress:
         results = list(import_mlflow(client, url, experiment, progress))
         models = import_registry(client, url, progress) if registry or (registry is None and not experiment) else None
     for imported in results:
@@ -151,27 +147,3 @@ def _print_some(lines: Sequence[str]) -> None:
         console.print(line, style="yellow", markup=False)
     if len(lines) > SHOWN_IDS:
         console.print(f"and {len(lines) - SHOWN_IDS} more", style="yellow")
-
-
-@contextmanager
-def _bars() -> Iterator[Progress]:
-    """One line per kind of thing, while the work goes on."""
-    columns = (TextColumn("{task.description}"), TextColumn("{task.fields[count]}"), TimeElapsedColumn())
-    with Bars(*columns, console=console, transient=True) as bars:
-        lines: dict[str, int] = {}
-
-        def show(what: str, done: int, total: int | None) -> None:
-            count = f"{done:,}" if total is None else f"{done:,} of {total:,}"
-            if what not in lines:
-                lines[what] = bars.add_task(what, total=None, count=count)
-            bars.update(lines[what], count=count)  # type: ignore[arg-type]
-
-        yield show
-
-
-def human_bytes(count: int) -> str:
-    """A number of bytes for people, in powers of 1024."""
-    size, unit = float(count), 0
-    while size >= 1024 and unit < len(_UNITS) - 1:
-        size, unit = size / 1024, unit + 1
-    return f"{count} B" if unit == 0 else f"{size:.1f} {_UNITS[unit]}"

@@ -11,10 +11,10 @@ import typer
 from pydantic import ByteSize, TypeAdapter, ValidationError
 from rich.console import Console
 
-from mlplat.cli.lifecycle import human_bytes
 from mlplat.cli.tables import plain_table
 from mlplat.errors import InvalidInput
 from mlplat.sdk.client import API, Client, client_for, default_url
+from mlplat.tally import human_bytes
 
 STORAGE = "/api/v1/storage"
 POLL_S = 2.0

@@ -30,6 +30,19 @@ def head_revision() -> str:
     return head
 
 
+def require_known(revision: str) -> None:
+    """Checks that this version's code can bring a schema to its own.
+
+    Raises:
+        BringUpError: it is of a newer version.
+    """
+    if revision not in _known():
+        raise BringUpError(
+            f"schema {revision!r} is not known to this version of mlplat (schema {head_revision()!r}): it was written "
+            "by a newer one. Install that version."
+        )
+
+
 def migrate(url: str, target: str = "head") -> str:
     """Brings the database at ``url`` to this version's schema, or up to ``target``, and returns the revision.
 
@@ -57,8 +70,7 @@ def migrate(url: str, target: str = "head") -> str:
 def _upgrade(connection: Connection, target: str) -> str:
     config = _config()
     current = MigrationContext.configure(connection).get_current_revision()
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    if current is not None and current not in known:
+    if current is not None and current not in _known():
         raise BringUpError(
             f"the database has schema {current!r}, which this version (schema {head_revision()!r}) does not know: "
             "it was written by a newer mlplat. Install that version, or point MLPLAT_STATE_DIR at another folder."
@@ -69,3 +81,7 @@ def _upgrade(connection: Connection, target: str) -> str:
     command.upgrade(config, target)
     connection.commit()
     return head_revision() if target == "head" else target
+
+
+def _known() -> set[str]:
+    return {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}

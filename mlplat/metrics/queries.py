@@ -172,9 +172,11 @@ def points_of(run_ids: Sequence[str], limit: int, after: tuple[str, str, int, in
     if after is not None:
         run_id, key, step, timestamp, value = after
         is_nan = math.isnan(value)
-        # The first line lets the primary key skip what was read before.
+        # The first lines let the primary key skip what was read before.
         condition = """
             AND run_id >= {a0:String}
+            AND (run_id > {a0:String} OR key >= {a1:String})
+            AND (run_id > {a0:String} OR key > {a1:String} OR step >= {a2:Int64})
             AND (run_id, key, step, timestamp, isNaN(value), if(isNaN(value), 0, value))
               > ({a0:String}, {a1:String}, {a2:Int64}, {a3:Int64}, {a4:UInt8}, {a5:Float64})
         """

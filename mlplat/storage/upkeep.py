@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -19,6 +17,7 @@ from mlplat.artifacts.model import served_path
 from mlplat.artifacts.references import referred_digests
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.db.engine import CONNECTION_ERRORS
+from mlplat.db.removals import removing
 from mlplat.db.tables import artifact_collection, pipeline_run, run
 from mlplat.errors import Overloaded, PlatformError
 from mlplat.storage.guard import StorageGuard
@@ -29,8 +28,6 @@ PIPELINES = "pipelines"
 BATCH = 500
 #: How often is looked whether it is time.
 LOOK_EVERY_S = 300.0
-#: Any constant will do, so long as every collection uses the same one.
-_LOCK_KEY = 0x636F6C6C
 _log = logging.getLogger(__name__)
 
 
@@ -59,10 +56,10 @@ class Upkeep:
         """Runs a collection to its end.
 
         Raises:
-            Overloaded: another is under way.
+            Overloaded: another is under way, or a purge or a backup.
             Corrupted, StorageFull, Unavailable: it was cut short; run it again.
         """
-        async with self._alone():
+        async with removing(self._engine):
             return await self._collect(dry_run=dry_run)
 
     async def collect_when_due(self) -> None:
@@ -176,14 +173,6 @@ class Upkeep:
                     if not dry_run:
                         await asyncio.to_thread(self._store.delete, f"{path}/{CONSOLE}")
         return removed
-
-    @asynccontextmanager
-    async def _alone(self) -> AsyncIterator[None]:
-        """Holds the lock of all collections; it goes with the connection, so a crash frees it."""
-        async with self._engine.begin() as connection:
-            if not (await connection.execute(select(func.pg_try_advisory_xact_lock(_LOCK_KEY)))).scalar_one():
-                raise Overloaded("another collection is under way; retry when it is done")
-            yield
 
 
 def _by_experiment(collected: Collected) -> dict[int, int]:

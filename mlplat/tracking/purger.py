@@ -9,8 +9,7 @@ one began. Active runs are never touched: only deleted ones are marked, and mark
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Protocol
 
@@ -19,8 +18,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mlplat.artifacts.model import served_path
 from mlplat.artifacts.store import ArtifactStore
+from mlplat.db.removals import removing
 from mlplat.db.tables import experiment, logged_model, metadata, model_version, run, run_import
-from mlplat.errors import InvalidInput, Overloaded
+from mlplat.errors import InvalidInput
 from mlplat.metrics import changes
 from mlplat.storage.guard import StorageGuard
 from mlplat.storage.model import Owner
@@ -31,8 +31,6 @@ from mlplat.tracking.purge import DeletedRun, Holders, Kept, PurgeReport, Scope,
 MAX_RUNS = 1_000
 #: An import that nobody went on with for so long was given up.
 ABANDONED_IMPORT = timedelta(days=1)
-#: Any constant will do, so long as every purge uses the same one.
-_LOCK_KEY = 0x70757267
 _RUN_COLUMNS = (run.c.run_id, run.c.experiment_id, run.c.artifact_uri)
 
 
@@ -74,14 +72,14 @@ class Purger:
 
         Raises:
             InvalidInput: a run that was asked for by id is not deleted. Nothing was removed.
-            Overloaded: another purge is under way.
+            Overloaded: another purge, or a backup, is under way.
             Unavailable: a store is away. What was begun is finished by the next purge.
         """
         report = PurgeReport()
         if dry_run:
             await self._sweep(scope, report, limit, after, dry_run=True)
             return report
-        async with self._alone():
+        async with removing(self._engine):
             await self._check_named(scope, report)
             await self._finish_begun(report)
             await self._sweep(scope, report, limit, after, dry_run=False)
@@ -275,14 +273,6 @@ class Purger:
                 delete(experiment).where(is_it, ~exists().where(run.c.experiment_id == experiment_id))
             )
         return True
-
-    @asynccontextmanager
-    async def _alone(self) -> AsyncIterator[None]:
-        """Holds the lock of all purges; it goes with the connection, so a crash frees it."""
-        async with self._engine.begin() as connection:
-            if not (await connection.execute(select(func.pg_try_advisory_xact_lock(_LOCK_KEY)))).scalar_one():
-                raise Overloaded("another purge is under way; retry when it is done")
-            yield
 
 
 def _is_old(table: Table, older_than: timedelta) -> ColumnElement[bool]:

@@ -7,6 +7,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from mlplat.db.removals import removing
 from mlplat.errors import InvalidInput, NotFound, Overloaded, Unavailable
 from mlplat.tracking.logged_model import NewModel
 from mlplat.tracking.logged_models import LoggedModelStore
@@ -220,8 +221,8 @@ async def test_the_default_experiment_and_moved_artifacts_stay(world: World) -> 
 
 
 async def test_one_purge_at_a_time(world: World) -> None:
-    async with world.lifecycle.purger._alone():
-        with pytest.raises(Overloaded, match="another purge"):
+    async with removing(world.engine):
+        with pytest.raises(Overloaded, match="is under way"):
             await world.lifecycle.purger.purge(ALL)
     assert (await world.lifecycle.purger.purge(ALL)).runs == 0
 

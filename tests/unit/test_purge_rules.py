@@ -6,8 +6,8 @@ from datetime import timedelta
 
 import pytest
 
-from mlplat.cli.lifecycle import human_bytes
 from mlplat.errors import InvalidInput
+from mlplat.tally import human_bytes
 from mlplat.tracking.purge import DeletedRun, Holders, Kept, parse_age, run_folder, split
 
 

@@ -1,0 +1,1 @@
+"""Backups of a whole installation, and what a restore makes of them."""
