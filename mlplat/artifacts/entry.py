@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from mlplat.artifacts.chunking import sha256
 from mlplat.errors import InvalidInput
 
 HEADER_BYTES = 128
@@ -86,6 +87,8 @@ def decode(stored: bytes) -> Entry:
     if header.is_inline:
         if len(rest) != header.size:
             raise InvalidInput(f"it has {len(rest)} bytes and had {header.size}")
+        if sha256(rest) != header.sha256:
+            raise InvalidInput("its bytes have another SHA-256")
         return Entry(header.size, header.sha256, rest)
     try:
         chunks = msgspec.json.decode(rest, type=tuple[Chunk, ...])
