@@ -150,7 +150,7 @@ class ArtifactStore:
             chunks: the SHA-256 and size of each, in order.
 
         Raises:
-            InvalidInput: a digest is none, or the sizes do not add up.
+            InvalidInput: a digest is none, a chunk too large, or the sizes do not add up.
             MissingChunks: some are not there (any more).
         """
         key = _file_key(path)
