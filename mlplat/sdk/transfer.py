@@ -8,6 +8,7 @@ is begun again, and what is there already costs its reading. A download checks w
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -62,7 +63,7 @@ def upload(
         InvalidInput: the path is not allowed, or the file changes while it is read.
         OSError: the source cannot be read.
     """
-    before = source.stat()
+    began_s, before = time.time(), source.stat()
     found = known.find(before) if known is not None else None
     if found is not None and _assembled(client, path, found):
         if progress is not None:
@@ -73,7 +74,7 @@ def upload(
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise InvalidInput(f"{source} changed while it was being uploaded; upload it again")
     if known is not None:
-        known.add(after, file)
+        known.add(after, file, began_s)
     return file.sha256
 
 

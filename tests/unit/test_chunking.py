@@ -178,7 +178,7 @@ def zstd(body: bytes) -> bytes:
 
 @pytest.mark.parametrize("size", [0, 1, 999, 1_001, 100_000])
 def test_another_size_than_was_packed_is_refused(size: int) -> None:
-    with pytest.raises(InvalidInput, match="not .* bytes compressed with zstd"):
+    with pytest.raises(InvalidInput, match=r"not \d+ bytes compressed with zstd"):
         unpack(zstd(b"a" * 1_000), size)
 
 

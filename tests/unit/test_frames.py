@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -36,7 +37,7 @@ def test_frames_come_back_however_the_body_is_cut(bodies: list[bytes], cuts: lis
     sent = [framed(body) for body in bodies]
     body = encoded(*sent)
     edges = [0, *sorted(min(cut, len(body)) for cut in cuts), len(body)]
-    pieces = [body[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    pieces = [body[start:end] for start, end in pairwise(edges)]
     assert list(decode_frames(pieces)) == sent
 
 
