@@ -16,6 +16,10 @@ from mlplat.errors import InvalidInput, StorageFull, Unavailable
 
 #: Scratch: what is being written.
 UPLOADS = ".uploads"
+#: A folder that is deleted while it is written, or the other way round, is tried again so often.
+MAX_ROUNDS = 100
+#: What deleting meets when somebody else writes or deletes in the same folder; rmtree has an error without a number.
+_MEANWHILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, None}
 
 
 class Folder:
@@ -46,12 +50,9 @@ class Folder:
             with _errors_told(self._root):
                 _make_folder(partial.parent)
                 _write_durably(partial, body)
-                _make_folder(target.parent)
-                if only_new:
-                    target.hardlink_to(partial)
-                else:
-                    partial.replace(target)
-                _sync_folder(target.parent)
+                _put(partial, target, only_new)
+                with suppress(FileNotFoundError):  # deleted already
+                    _sync_folder(target.parent)
         except FileExistsError as error:
             if only_new and target.is_file():
                 return False
@@ -90,11 +91,18 @@ class Folder:
     def delete(self, key: str) -> None:
         """See ``Objects``."""
         target = Path(self._path(key))
-        with suppress(FileNotFoundError, NotADirectoryError), _errors_told(self._root):
-            if target.is_dir():
-                shutil.rmtree(target)
-            else:
-                target.unlink()
+        with _errors_told(self._root):
+            for _ in range(MAX_ROUNDS):
+                try:
+                    if target.is_dir() and not target.is_symlink():
+                        shutil.rmtree(target)
+                    elif os.path.lexists(target):
+                        target.unlink()
+                    return
+                except OSError as error:
+                    if error.errno not in _MEANWHILE:
+                        raise
+        raise Unavailable(f"{key!r} is written as fast as it is deleted")
 
     def _child(self, folder: str, entry: os.DirEntry[str]) -> Child | None:
         if entry.is_dir():
@@ -116,6 +124,18 @@ class Folder:
         if not Path(path).resolve().is_relative_to(Path(self._root).resolve()):
             raise InvalidInput(f"Invalid path {key[:200]!r}: a link leads out of the store.")
         return path
+
+
+def _put(partial: Path, target: Path, only_new: bool) -> None:
+    for _ in range(MAX_ROUNDS):
+        with suppress(FileNotFoundError):  # somebody deletes the folder
+            _make_folder(target.parent)
+            if only_new:
+                target.hardlink_to(partial)
+            else:
+                partial.replace(target)
+            return
+    raise Unavailable(f"{target.parent.name!r} is deleted as fast as it is written")
 
 
 def _same_path(key: str) -> InvalidInput:
@@ -157,16 +177,19 @@ def _write_durably(path: Path, body: bytes | bytearray | memoryview) -> None:
 
 
 def _make_folder(folder: Path) -> None:
-    """Makes a folder and those above it; that they exist is durable."""
+    """Makes a folder and those above it; that they exist is durable. Raises FileNotFoundError when some are deleted."""
     try:
         folder.mkdir()
     except FileNotFoundError:
         _make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
+        with suppress(FileExistsError):
+            folder.mkdir()
     except FileExistsError:
-        if not folder.is_dir():
+        if folder.is_dir():
+            return
+        if os.path.lexists(folder):
             raise
-        return
+        raise FileNotFoundError(folder) from None  # deleted already
     _sync_folder(folder.parent)
 
 
