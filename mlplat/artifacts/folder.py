@@ -32,8 +32,9 @@ class Folder:
 
     def read(self, key: str, start: int = 0, end: int | None = None) -> bytes | None:
         """See ``Objects``."""
+        path = Path(self._path(key))
         try:
-            with Path(self._path(key)).open("rb", buffering=0) as file:
+            with _errors_told(self._root), path.open("rb", buffering=0) as file:
                 size = os.fstat(file.fileno()).st_size
                 stop = size if end is None else min(end, size)
                 if start:
@@ -67,13 +68,14 @@ class Folder:
     def info(self, key: str) -> ObjectInfo | None:
         """See ``Objects``."""
         path = self._path(key)
-        return self._info(key, path) if Path(path).is_file() else None
+        with _errors_told(self._root):
+            return self._info(key, path) if Path(path).is_file() else None
 
     def children(self, folder: str) -> list[Child]:
         """See ``Objects``."""
         path = self._path(folder)
         try:
-            with os.scandir(path) as entries:
+            with _errors_told(self._root), os.scandir(path) as entries:
                 found = [self._child(folder, entry) for entry in entries]
         except (FileNotFoundError, NotADirectoryError):
             return []
@@ -81,7 +83,7 @@ class Folder:
 
     def walk(self, folder: str) -> Iterator[ObjectInfo]:
         """See ``Objects``."""
-        for path, _folders, names in os.walk(self._path(folder)):
+        for path, _folders, names in os.walk(self._path(folder), onerror=self._unless_gone):
             for name in names:
                 full = os.path.join(path, name)  # noqa: PTH118 - a Path for each of a million files is slow
                 info = self._info(full[len(self._root) + 1 :], full)
@@ -109,6 +111,12 @@ class Folder:
             return Child(entry.name, None)
         info = self._info(f"{folder}/{entry.name}" if folder else entry.name, entry.path)
         return None if info is None else Child(entry.name, info)
+
+    def _unless_gone(self, error: OSError) -> None:
+        """What cannot be listed must not look empty: all that is not found is removed one day."""
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            with _errors_told(self._root):
+                raise error
 
     @staticmethod
     def _info(key: str, path: str) -> ObjectInfo | None:
@@ -151,8 +159,8 @@ def _errors_told(root: str) -> Iterator[None]:
             raise StorageFull(
                 f"no room for artifacts: the disk of {root} is full. Free some, or delete and purge runs."
             ) from error
-        if error.errno in {errno.EIO, errno.EROFS}:
-            raise Unavailable(f"the disk of {root} cannot be written: {error.strerror}") from error
+        if error.errno in {errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE}:
+            raise Unavailable(f"the disk of {root} cannot be used: {error.strerror}") from error
         raise
 
 

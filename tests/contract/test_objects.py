@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +15,7 @@ import pytest
 from mlplat.artifacts.folder import UPLOADS, Folder
 from mlplat.artifacts.objects import Child, Objects
 from mlplat.errors import InvalidInput, StorageFull
+from tests.conftest import short_folder
 from tests.faults.disks import MIB, small_disk
 
 WRITERS = 8
@@ -306,6 +309,49 @@ def test_listings_do_not_mind_what_goes_away_meanwhile(place: Place) -> None:
         finally:
             done.set()
         changing.result(30)
+
+
+#: Run without the rights of root, by whom files are read that nobody may read.
+_FORBIDDEN = """
+import os, sys
+from mlplat.artifacts.folder import Folder
+from mlplat.errors import Unavailable
+if os.getuid() == 0:
+    os.setuid(65534)
+objects = Folder(sys.argv[1])
+assert [info.key for info in objects.walk("open")] == ["open/x"]
+for call in (
+    lambda: list(objects.walk("")),
+    lambda: list(objects.walk("closed")),
+    lambda: objects.children("closed"),
+    lambda: objects.info("closed/x"),
+    lambda: objects.read("closed/x"),
+    lambda: objects.read("closed-file"),
+    lambda: objects.write("closed/x", b"y"),
+    lambda: objects.delete("closed/x"),
+    lambda: objects.delete("closed"),
+):
+    try:
+        found = call()
+    except Unavailable as error:
+        assert "cannot be used: Permission denied" in error.message, error
+    else:
+        raise AssertionError(found)
+"""
+
+
+def test_what_a_disk_does_not_give_does_not_look_empty() -> None:
+    with short_folder() as root:
+        objects = Folder(str(root))
+        for key in ("open/x", "closed/x", "closed-file"):
+            objects.write(key, b"x")
+        for path in (root / "closed", root / "closed-file"):
+            path.chmod(0)
+        try:
+            subprocess.run([sys.executable, "-c", _FORBIDDEN, root], check=True, timeout=60)
+        finally:
+            (root / "closed").chmod(0o700)
+        assert keys(objects) == ["closed-file", "closed/x", "open/x"]
 
 
 def test_a_full_disk_takes_nothing_and_keeps_what_it_has(tmp_path: Path) -> None:
