@@ -209,6 +209,7 @@ class ArtifactStore:
 
         Raises:
             NotFound: no such file.
+            Corrupted: the stored entry is damaged.
         """
         info = self.objects.info(_key(path))
         if info is None:
@@ -315,14 +316,17 @@ class ArtifactStore:
             return max(0, info.size - HEADER_BYTES)
         try:
             return self._header(info).size
-        except Corrupted:  # whoever reads the file is told
+        except (Corrupted, NotFound):  # whoever reads the file is told
             return info.size
 
     def _header(self, info: ObjectInfo) -> Header:
         known = self._headers.get((info.key, info.stamp))
         if known is None:
+            start = self.objects.read(info.key, 0, HEADER_BYTES)
+            if start is None:
+                raise NotFound(f"No such artifact: '{info.key}'")
             try:
-                known = decode_header(self.objects.read(info.key, 0, HEADER_BYTES) or b"")
+                known = decode_header(start)
             except InvalidInput as error:
                 raise Corrupted(f"The artifact '{info.key}' is corrupt: {error.message}") from error
             if len(self._headers) >= MAX_KNOWN_HEADERS:

@@ -215,11 +215,21 @@ def test_no_file_has_more_parts_than_there_are_numbers(parts: PartUploads) -> No
 
 @pytest.mark.parametrize(
     "upload",
-    ["", "x", "0" * 31, "0" * 33, "A" * 32, "../" + "0" * 29, "0" * 32 + "\n", "٠" * 32, "../../run", ".", "0" * 32 + "/1"],
+    [
+        "",
+        "x",
+        "0" * 31,
+        "0" * 33,
+        "A" * 32,
+        "../" + "0" * 29,
+        "0" * 32 + "\n",
+        "٠" * 32,
+        "../../run",
+        ".",
+        "0" * 32 + "/1",
+    ],
 )
-def test_an_id_that_nobody_gave_is_unknown(
-    store: ArtifactStore, parts: PartUploads, root: Path, upload: str
-) -> None:
+def test_an_id_that_nobody_gave_is_unknown(store: ArtifactStore, parts: PartUploads, root: Path, upload: str) -> None:
     store.write("run/1", [b"x"])
     calls: list[Callable[[], object]] = [
         lambda: parts.put(upload, 1, [b"bad"]),
