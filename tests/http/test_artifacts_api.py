@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import hashlib
+import logging
 import random
 import socket
 import struct
@@ -379,7 +381,9 @@ def _spoken(url: str, request: bytes) -> bytes:
 
 @pytest.mark.parametrize("body", [b"too short", NOISE[:3_000_000]], ids=len)
 @pytest.mark.parametrize("how", ["length", "chunked"])
-async def test_a_body_that_is_shorter_than_it_says_leaves_nothing(server_url: str, how: str, body: bytes) -> None:
+async def test_a_body_that_is_shorter_than_it_says_leaves_nothing(
+    server_url: str, how: str, body: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     path = f"{unique('short')}/file"
     head = f"PUT {FILES}/{path} HTTP/1.1\r\nHost: localhost\r\n".encode()
     if how == "length":
@@ -392,6 +396,8 @@ async def test_a_body_that_is_shorter_than_it_says_leaves_nothing(server_url: st
         assert await absent(client, path)
         await put(client, path, body)
         assert (await client.get(f"{FILES}/{path}")).content == body
+    gc.collect()
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 async def test_of_a_body_that_is_longer_than_it_says_no_more_is_stored(server_url: str) -> None:
