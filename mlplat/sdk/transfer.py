@@ -69,28 +69,36 @@ def upload(
         if progress is not None:
             progress(found.size, found.size)
         return found.sha256
-    file = upload_from(client, path, lambda: source.open("rb"), before.st_size, progress)
-    after = source.stat()
-    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-        raise InvalidInput(f"{source} changed while it was being uploaded; upload it again")
+    unchanged = partial(_require_unchanged, source, before)
+    file = upload_from(client, path, lambda: source.open("rb"), before.st_size, progress, unchanged)
     if known is not None:
-        known.add(after, file, began_s)
+        known.add(before, file, began_s)
     return file.sha256
 
 
 def upload_from(
-    client: Client, path: str, open_body: Callable[[], BinaryIO], size: int = 0, progress: OnProgress | None = None
+    client: Client,
+    path: str,
+    open_body: Callable[[], BinaryIO],
+    size: int = 0,
+    progress: OnProgress | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> KnownFile:
-    """Stores what ``open_body`` opens, about ``size`` bytes; it may be opened several times."""
+    """Stores what ``open_body`` opens, about ``size`` bytes; it may be opened several times.
+
+    ``check`` is called when all of it has been read, before the file appears, and raises what speaks against it.
+    """
     told = _Told(progress, size)
     for _ in range(MAX_ROUNDS):
         with open_body() as body:
             start = body.read(INLINE_BYTES + 1)
             if len(start) <= INLINE_BYTES:
+                check()
                 digest = put_whole(client, path, start)
                 told.add(len(start))
                 return KnownFile(len(start), digest, [])
             file = _send(client, start, body, told)
+        check()
         if _assembled(client, path, file):
             return file
     raise Conflict(f"{path}: its chunks are collected as fast as they are sent")
@@ -121,6 +129,12 @@ def download(client: Client, path: str, target: Path, progress: OnProgress | Non
                 digest: str = file["sha256"]
                 return digest
     raise Conflict(f"{path} is replaced as fast as it is fetched")
+
+
+def _require_unchanged(source: Path, before: os.stat_result) -> None:
+    after = source.stat()
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise InvalidInput(f"{source} changed while it was being uploaded; upload it again")
 
 
 def _send(client: Client, start: bytes, body: BinaryIO, told: _Told) -> KnownFile:
