@@ -205,8 +205,14 @@ def _fetch_batch(client: Client, path: str, version: str, parts: Sequence[_Part]
         chunk = view[part.start - start : part.end - start]
         if sha256(chunk) != part.sha256:
             raise Corrupted(f"{path}: bytes {part.start} to {part.end} came damaged")
-        os.pwrite(descriptor, chunk, part.start)
+        _write_at(descriptor, chunk, part.start)
     return end - start
+
+
+def _write_at(descriptor: int, body: memoryview, start: int) -> None:
+    while body:  # a disk that gets full takes a part first, and raises then
+        written = os.pwrite(descriptor, body, start)
+        body, start = body[written:], start + written
 
 
 def _neighbours(parts: Iterable[_Part]) -> Iterator[list[_Part]]:
