@@ -12,7 +12,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -25,6 +24,7 @@ from mlplat.artifacts.frames import MEDIA_TYPE, Frame, encode_frame
 from mlplat.errors import Conflict, Corrupted, InvalidInput
 from mlplat.sdk.client import ARTIFACTS, Client
 from mlplat.sdk.known_files import KnownFile, KnownFiles
+from mlplat.sdk.part_files import part_of, write_at
 
 NATIVE = "/api/v1/artifacts"
 READ_BYTES = 1024 * 1024
@@ -88,7 +88,8 @@ def upload_from(
 
     ``check`` is called when all of it has been read, before the file appears, and raises what speaks against it.
     """
-    told = _Told(progress, size)
+    told = _Told(progress)
+    told.begin(size)
     for _ in range(MAX_ROUNDS):
         with open_body() as body:
             start = body.read(INLINE_BYTES + 1)
@@ -119,13 +120,14 @@ def download(client: Client, path: str, target: Path, progress: OnProgress | Non
         Corrupted: what came is not what was stored.
         OSError: the target cannot be written.
     """
+    told = _Told(progress)
+    target.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(MAX_ROUNDS):
         file = client.get(f"{NATIVE}/files/{quote(path)}")
-        partial = target.with_name(f".{target.name}.part")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with _opened(partial, file["size"]) as descriptor:
-            if _fetch(client, path, file, descriptor, _Told(progress, file["size"])):
-                partial.replace(target)
+        told.begin(file["size"])
+        with part_of(target) as (part, descriptor):
+            if _fetch(client, path, file, descriptor, told):
+                part.replace(target)
                 digest: str = file["sha256"]
                 return digest
     raise Conflict(f"{path} is replaced as fast as it is fetched")
@@ -178,10 +180,11 @@ def _assembled(client: Client, path: str, file: KnownFile) -> bool:
 def _fetch(client: Client, path: str, file: dict[str, Any], descriptor: int, told: _Told) -> bool:
     """Any: the answer's JSON. False: the file was replaced meanwhile."""
     wanted = list[_Part]()
-    end = 0
+    end, there = 0, os.fstat(descriptor).st_size
+    os.ftruncate(descriptor, file["size"])
     for digest, size in file["chunks"]:
         start, end = end, end + size
-        if sha256(os.pread(descriptor, end - start, start)) == digest:
+        if start < there and sha256(os.pread(descriptor, end - start, start)) == digest:
             told.add(end - start)
         else:
             wanted.append(_Part(digest, start, end))
@@ -205,14 +208,8 @@ def _fetch_batch(client: Client, path: str, version: str, parts: Sequence[_Part]
         chunk = view[part.start - start : part.end - start]
         if sha256(chunk) != part.sha256:
             raise Corrupted(f"{path}: bytes {part.start} to {part.end} came damaged")
-        _write_at(descriptor, chunk, part.start)
+        write_at(descriptor, chunk, part.start)
     return end - start
-
-
-def _write_at(descriptor: int, body: memoryview, start: int) -> None:
-    while body:  # a disk that gets full takes a part first, and raises then
-        written = os.pwrite(descriptor, body, start)
-        body, start = body[written:], start + written
 
 
 def _neighbours(parts: Iterable[_Part]) -> Iterator[list[_Part]]:
@@ -254,26 +251,21 @@ def _in_order(pool: ThreadPoolExecutor, calls: Iterable[Callable[[], T]]) -> Ite
             future.cancel()
 
 
-@contextmanager
-def _opened(partial: Path, size: int) -> Iterator[int]:
-    descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        os.ftruncate(descriptor, size)
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
 class _Told:
-    """Adds up what is done."""
+    """Adds up what is done; what is done again is not told again."""
 
-    def __init__(self, progress: OnProgress | None, total: int) -> None:
+    def __init__(self, progress: OnProgress | None) -> None:
         self._progress = progress
-        self._total = total
-        self._done = 0
+        self._total = self._done = self._shown = 0
+
+    def begin(self, total: int) -> None:
+        """Nothing is done yet of so many bytes."""
+        self._total, self._done = total, 0
 
     def add(self, count: int) -> None:
         """So many bytes more are done."""
         self._done += count
-        if self._progress is not None:
-            self._progress(min(self._done, self._total), self._total)
+        done = min(self._done, self._total)
+        if self._progress is not None and (done >= self._shown or done == self._total):
+            self._shown = done
+            self._progress(done, self._total)
