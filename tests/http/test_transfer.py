@@ -8,7 +8,6 @@ import random
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -219,7 +218,7 @@ def test_a_file_that_was_not_touched_is_not_read_again(
 def test_a_known_file_whose_chunks_are_gone_is_sent_again(client: Watched, path: str, tmp_path: Path) -> None:
     body, known = fresh(300_000), KnownFiles(tmp_path / "cache")
     file = written(tmp_path / "file", body)
-    found = upload_from(client, path, partial(file.open, "rb"))
+    found = upload_from(client, path, lambda: file.open("rb"))
     other = fresh(300_000)
     lost = type(found)(len(other), sha256(other), [(sha256(chunk), len(chunk)) for chunk in cut([other])])
     known.add(file.stat(), lost, time.time() + 60)
@@ -356,7 +355,11 @@ def test_a_file_that_is_replaced_meanwhile_is_fetched_anew(client: Watched, path
 def test_a_file_that_is_replaced_all_the_time_is_given_up(client: Watched, path: str, tmp_path: Path) -> None:
     other = Watched(client.url)
     put_whole(other, path, fresh(300_000))
-    client.before = lambda _path: put_whole(other, path, fresh(300_000)) and None
+
+    def replace(_path: str) -> None:
+        put_whole(other, path, fresh(300_000))
+
+    client.before = replace
     with pytest.raises(Conflict, match="replaced as fast as it is fetched"):
         download(client, path, tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
