@@ -101,7 +101,7 @@ class Blobs:
         """The bytes of a chunk, verified.
 
         Raises:
-            Corrupted: its blob is gone, or has other bytes.
+            Corrupted: its blob is gone, or has other bytes or another size.
         """
         key = key_of(chunk.sha256, chunk.suffix)
         stored = self._objects.read(key)
@@ -113,6 +113,8 @@ class Blobs:
             raise _corrupt(chunk.sha256) from error
         if hashlib.sha256(body).hexdigest() != chunk.sha256:
             raise _corrupt(chunk.sha256)
+        if len(body) != chunk.size:  # whoever made the file said so
+            raise Corrupted(f"blob {chunk.sha256} has {len(body)} bytes, not {chunk.size}")
         return body
 
     def put_whole(self, body: bytes) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from mlplat.artifacts.chunking import MAX_CHUNK_BYTES, sha256
 from mlplat.errors import InvalidInput
 
 HEADER_BYTES = 128
@@ -86,6 +87,8 @@ def decode(stored: bytes) -> Entry:
     if header.is_inline:
         if len(rest) != header.size:
             raise InvalidInput(f"it has {len(rest)} bytes and had {header.size}")
+        if sha256(rest) != header.sha256:
+            raise InvalidInput("its bytes have another SHA-256")
         return Entry(header.size, header.sha256, rest)
     try:
         chunks = msgspec.json.decode(rest, type=tuple[Chunk, ...])
@@ -97,14 +100,14 @@ def decode(stored: bytes) -> Entry:
 
 def check_chunks(chunks: Sequence[Chunk], size: int) -> None:
     """Raises:
-    InvalidInput: a digest or suffix is none, or the sizes do not add up.
+    InvalidInput: a digest or suffix is none, a chunk is larger than chunks are, or the sizes do not add up.
     """
     for chunk in chunks:
         check_digest(chunk.sha256)
         if not _SUFFIX.match(chunk.suffix):
             raise InvalidInput(f"not a suffix of a blob: {chunk.suffix[:80]!r}")
-        if chunk.size <= 0:
-            raise InvalidInput(f"a chunk with {chunk.size} bytes")
+        if not 0 < chunk.size <= MAX_CHUNK_BYTES:
+            raise InvalidInput(f"a chunk with {chunk.size} bytes; chunks have at most {MAX_CHUNK_BYTES} bytes")
     if sum(chunk.size for chunk in chunks) != size:
         raise InvalidInput(f"the chunks have {sum(chunk.size for chunk in chunks)} bytes and the file {size}")
 

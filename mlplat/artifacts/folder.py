@@ -16,6 +16,12 @@ from mlplat.errors import InvalidInput, StorageFull, Unavailable
 
 #: Scratch: what is being written.
 UPLOADS = ".uploads"
+#: Folders of the store itself.
+OWN = (".blobs/", ".collector/", f"{UPLOADS}/")
+#: A folder that is deleted while it is written, or the other way round, is tried again so often.
+MAX_ROUNDS = 100
+#: What deleting meets when somebody else writes or deletes in the same folder; rmtree has an error without a number.
+_MEANWHILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, None}
 
 
 class Folder:
@@ -27,11 +33,13 @@ class Folder:
 
     def __init__(self, root: str) -> None:
         self._root = root.rstrip("/")
+        self._real_root = os.path.realpath(self._root)
 
     def read(self, key: str, start: int = 0, end: int | None = None) -> bytes | None:
         """See ``Objects``."""
+        path = Path(self._path(key))
         try:
-            with Path(self._path(key)).open("rb", buffering=0) as file:
+            with _errors_told(self._root), path.open("rb", buffering=0) as file:
                 size = os.fstat(file.fileno()).st_size
                 stop = size if end is None else min(end, size)
                 if start:
@@ -48,12 +56,9 @@ class Folder:
             with _errors_told(self._root):
                 _make_folder(partial.parent)
                 _write_durably(partial, body)
-                _make_folder(target.parent)
-                if only_new:
-                    target.hardlink_to(partial)
-                else:
-                    partial.replace(target)
-                _sync_folder(target.parent)
+                _put(partial, target, only_new)
+                with suppress(FileNotFoundError):  # deleted already
+                    _sync_folder(target.parent)
         except FileExistsError as error:
             if only_new and target.is_file():
                 return False
@@ -68,13 +73,14 @@ class Folder:
     def info(self, key: str) -> ObjectInfo | None:
         """See ``Objects``."""
         path = self._path(key)
-        return self._info(key, path) if Path(path).is_file() else None
+        with _errors_told(self._root):
+            return self._info(key, path) if Path(path).is_file() else None
 
     def children(self, folder: str) -> list[Child]:
         """See ``Objects``."""
         path = self._path(folder)
         try:
-            with os.scandir(path) as entries:
+            with _errors_told(self._root), os.scandir(path) as entries:
                 found = [self._child(folder, entry) for entry in entries]
         except (FileNotFoundError, NotADirectoryError):
             return []
@@ -82,7 +88,7 @@ class Folder:
 
     def walk(self, folder: str) -> Iterator[ObjectInfo]:
         """See ``Objects``."""
-        for path, _folders, names in os.walk(self._path(folder)):
+        for path, _folders, names in os.walk(self._path(folder), onerror=self._unless_gone):
             for name in names:
                 full = os.path.join(path, name)  # noqa: PTH118 - a Path for each of a million files is slow
                 info = self._info(full[len(self._root) + 1 :], full)
@@ -92,17 +98,30 @@ class Folder:
     def delete(self, key: str) -> None:
         """See ``Objects``."""
         target = Path(self._path(key))
-        with suppress(FileNotFoundError, NotADirectoryError), _errors_told(self._root):
-            if target.is_dir():
-                shutil.rmtree(target)
-            else:
-                target.unlink()
+        with _errors_told(self._root):
+            for _ in range(MAX_ROUNDS):
+                try:
+                    if target.is_dir() and not target.is_symlink():
+                        shutil.rmtree(target)
+                    elif os.path.lexists(target):
+                        target.unlink()
+                    return
+                except OSError as error:
+                    if error.errno not in _MEANWHILE:
+                        raise
+        raise Unavailable(f"{key!r} is written as fast as it is deleted")
 
     def _child(self, folder: str, entry: os.DirEntry[str]) -> Child | None:
         if entry.is_dir():
             return Child(entry.name, None)
         info = self._info(f"{folder}/{entry.name}" if folder else entry.name, entry.path)
         return None if info is None else Child(entry.name, info)
+
+    def _unless_gone(self, error: OSError) -> None:
+        """What cannot be listed must not look empty: all that is not found is removed one day."""
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            with _errors_told(self._root):
+                raise error
 
     @staticmethod
     def _info(key: str, path: str) -> ObjectInfo | None:
@@ -115,9 +134,22 @@ class Folder:
 
     def _path(self, key: str) -> str:
         path = f"{self._root}/{key}" if key else self._root
-        if not Path(path).resolve().is_relative_to(Path(self._root).resolve()):
-            raise InvalidInput(f"Invalid path {key[:200]!r}: a link leads out of the store.")
-        return path
+        # What the store keeps for itself has names that it made itself.
+        if key.startswith(OWN) or os.path.realpath(path).startswith(f"{self._real_root}/") or not key:
+            return path
+        raise InvalidInput(f"Invalid path {key[:200]!r}: a link leads out of the store.")
+
+
+def _put(partial: Path, target: Path, only_new: bool) -> None:
+    for _ in range(MAX_ROUNDS):
+        with suppress(FileNotFoundError):  # somebody deletes the folder
+            _make_folder(target.parent)
+            if only_new:
+                target.hardlink_to(partial)
+            else:
+                partial.replace(target)
+            return
+    raise Unavailable(f"{target.parent.name!r} is deleted as fast as it is written")
 
 
 def _same_path(key: str) -> InvalidInput:
@@ -133,8 +165,8 @@ def _errors_told(root: str) -> Iterator[None]:
             raise StorageFull(
                 f"no room for artifacts: the disk of {root} is full. Free some, or delete and purge runs."
             ) from error
-        if error.errno in {errno.EIO, errno.EROFS}:
-            raise Unavailable(f"the disk of {root} cannot be written: {error.strerror}") from error
+        if error.errno in {errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE}:
+            raise Unavailable(f"the disk of {root} cannot be used: {error.strerror}") from error
         raise
 
 
@@ -159,16 +191,19 @@ def _write_durably(path: Path, body: bytes | memoryview) -> None:
 
 
 def _make_folder(folder: Path) -> None:
-    """Makes a folder and those above it; that they exist is durable."""
+    """Makes a folder and those above it; that they exist is durable. Raises FileNotFoundError when some are deleted."""
     try:
         folder.mkdir()
     except FileNotFoundError:
         _make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
+        with suppress(FileExistsError):
+            folder.mkdir()
     except FileExistsError:
-        if not folder.is_dir():
+        if folder.is_dir():
+            return
+        if os.path.lexists(folder):
             raise
-        return
+        raise FileNotFoundError(folder) from None  # deleted already
     _sync_folder(folder.parent)
 
 

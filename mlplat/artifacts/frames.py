@@ -51,9 +51,10 @@ class _Body:
         parts, left = list[memoryview](), count
         while left:
             if not self._piece:
-                self._piece = memoryview(next(self._pieces, b""))
-                if not self._piece:
+                piece = next(self._pieces, None)
+                if piece is None:
                     break
+                self._piece = memoryview(piece)
             parts.append(self._piece[:left])
             self._piece = self._piece[left:]
             left -= len(parts[-1])

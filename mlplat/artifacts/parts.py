@@ -32,17 +32,19 @@ class PartUploads:
         self._store.objects.write(_key(upload, 0), b"")
         return upload
 
-    def put(self, upload: str, number: int, pieces: Iterable[bytes]) -> str:
+    def put(self, upload: str, number: int, pieces: Iterable[bytes], digest: str | None = None) -> str:
         """Stores part ``number``, in place of an earlier one; returns its SHA-256.
 
         Raises:
             NotFound: no such upload (any more).
-            InvalidInput: not a number of a part.
+            InvalidInput: not a number of a part, or the bytes do not have the SHA-256 ``digest``.
         """
         self._require(upload)
         if not 1 <= number <= MAX_PARTS:
             raise InvalidInput(f"parts have numbers from 1 to {MAX_PARTS}, not {number}")
         entry = self._store.make(pieces)
+        if digest is not None and digest != entry.sha256:
+            raise InvalidInput(f"part {number} has the SHA-256 {entry.sha256} and should have {digest}")
         self._store.objects.write(_key(upload, number), encode(entry))
         return entry.sha256
 
@@ -56,9 +58,11 @@ class PartUploads:
 
         Raises:
             NotFound: no such upload (any more), or a part is missing.
-            InvalidInput: a part has another digest.
+            InvalidInput: a part has another digest, or there are too many.
         """
         self._require(upload)
+        if len(parts) > MAX_PARTS:
+            raise InvalidInput(f"a file has at most {MAX_PARTS} parts, not {len(parts)}")
         chunks, whole = list[Chunk](), hashlib.sha256()
         for number, digest in parts:
             part = self._part(upload, number)

@@ -151,7 +151,7 @@ class ArtifactStore:
             chunks: the SHA-256 and size of each, in order.
 
         Raises:
-            InvalidInput: a digest is none, or the sizes do not add up.
+            InvalidInput: a digest is none, a chunk too large, or the sizes do not add up.
             MissingChunks: some are not there (any more).
         """
         key = _file_key(path)
@@ -176,12 +176,9 @@ class ArtifactStore:
         if stored is None:
             raise NotFound(f"No such artifact: '{path}'")
         try:
-            entry = decode(stored)
+            return decode(stored)
         except InvalidInput as error:
             raise Corrupted(f"The artifact '{path}' is corrupt: {error.message}") from error
-        if entry.body is not None and sha256(entry.body) != entry.sha256:
-            raise Corrupted(f"The artifact '{path}' is corrupt: its bytes have another SHA-256")
-        return entry
 
     def read(self, path: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """Bytes ``start`` to ``end`` (exclusive) of a file, in pieces of at most ``CHUNK_BYTES``.
@@ -219,6 +216,7 @@ class ArtifactStore:
 
         Raises:
             NotFound: no such file.
+            Corrupted: the stored entry is damaged.
         """
         info = self.objects.info(_key(path))
         if info is None:
@@ -325,14 +323,17 @@ class ArtifactStore:
             return max(0, info.size - HEADER_BYTES)
         try:
             return self._header(info).size
-        except Corrupted:  # whoever reads the file is told
+        except (Corrupted, NotFound):  # whoever reads the file is told
             return info.size
 
     def _header(self, info: ObjectInfo) -> Header:
         known = self._headers.get((info.key, info.stamp))
         if known is None:
+            start = self.objects.read(info.key, 0, HEADER_BYTES)
+            if start is None:
+                raise NotFound(f"No such artifact: '{info.key}'")
             try:
-                known = decode_header(self.objects.read(info.key, 0, HEADER_BYTES) or b"")
+                known = decode_header(start)
             except InvalidInput as error:
                 raise Corrupted(f"The artifact '{info.key}' is corrupt: {error.message}") from error
             if len(self._headers) >= MAX_KNOWN_HEADERS:

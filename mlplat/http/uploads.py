@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from mlplat.errors import InvalidInput
 
@@ -63,12 +63,16 @@ class Uploads:
             except TimeoutError as error:
                 broken = True
                 raise InvalidInput(f"less than {PIECE_BYTES} bytes of the upload came in {IDLE_S:.0f} s") from error
+            except ClientDisconnect as error:
+                broken = True
+                raise InvalidInput("the upload broke off") from error
             except BaseException:
                 broken = True
                 raise
             finally:
                 await _put(queue, None, storing)
                 await asyncio.wait([storing])
+                storing.exception()  # it counts as seen: what is raised here tells more
             return storing.result()
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import quote
 
 import httpx
@@ -43,6 +43,13 @@ _BY_CODE: dict[str, type[PlatformError]] = {
 }
 
 
+class Chunking(NamedTuple):
+    """The average size of chunks in bytes, and whether they may go straight to the bucket and come from there."""
+
+    average: int
+    direct: bool
+
+
 class _TryAgain(Exception):
     """An answer or a failure after which the same request may succeed."""
 
@@ -60,7 +67,7 @@ class Client:
         self.url = (url or default_url()).rstrip("/")
         self._retry_for_s = retry_for_s
         self._timeout_s = timeout_s
-        self._chunk_bytes: int | None = None
+        self._chunking: Chunking | None = None
         timeout = httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_TIMEOUT_S))
         # trust_env: a proxy of the environment has no business with the platform's own address.
         self._http = httpx.Client(base_url=self.url, timeout=timeout, trust_env=False)
@@ -92,11 +99,16 @@ class Client:
         digest = f"sha-256=:{base64.b64encode(bytes.fromhex(sha256)).decode()}:"
         self._call("PUT", path, content=body, headers={"Content-Digest": digest}, timeout=self._time_for(len(body)))
 
-    def chunk_bytes(self) -> int:
-        """The average size of chunks in the platform's artifact store."""
-        if self._chunk_bytes is None:
-            self._chunk_bytes = int(self.get("/api/v1/artifacts/chunking")["average_bytes"])
-        return self._chunk_bytes
+    def chunking(self) -> Chunking:
+        """How the platform's artifact store keeps files."""
+        if self._chunking is None:
+            answer = self.get("/api/v1/artifacts/chunking")
+            self._chunking = Chunking(answer["average_bytes"], answer["direct"])
+        return self._chunking
+
+    def give_up_direct(self) -> None:
+        """The bucket cannot be reached from here: what follows goes by way of the platform."""
+        self._chunking = self.chunking()._replace(direct=False)
 
     def get_range(self, path: str, start: int, end: int, version: str) -> bytes:
         """Bytes ``start`` to ``end`` (exclusive) of a file.

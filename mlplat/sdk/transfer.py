@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -23,14 +23,16 @@ from mlplat.artifacts.chunking import WholeHash, cut, pack, sha256
 from mlplat.artifacts.entry import INLINE_BYTES
 from mlplat.artifacts.frames import MEDIA_TYPE, Frame, encode_frame
 from mlplat.errors import Conflict, Corrupted, InvalidInput
+from mlplat.sdk import direct
 from mlplat.sdk.client import ARTIFACTS, Client
 from mlplat.sdk.known_files import KnownFile, KnownFiles
+from mlplat.sdk.part_files import part_of, write_at
 
 NATIVE = "/api/v1/artifacts"
 READ_BYTES = 1024 * 1024
 #: Bytes of chunks that are asked about, sent or fetched together.
 BATCH_BYTES = 8 * 1024 * 1024
-WORKERS = 3
+WORKERS = 4
 #: A file that is replaced, or whose chunks are collected, while it is transferred is begun anew so often.
 MAX_ROUNDS = 3
 
@@ -45,6 +47,8 @@ class _Part(NamedTuple):
     sha256: str
     start: int
     end: int
+    #: Where in the bucket it is; "": that is not known.
+    url: str
 
 
 def upload(
@@ -63,34 +67,43 @@ def upload(
         InvalidInput: the path is not allowed, or the file changes while it is read.
         OSError: the source cannot be read.
     """
-    before = source.stat()
+    began_s, before = time.time(), source.stat()
     found = known.find(before) if known is not None else None
     if found is not None and _assembled(client, path, found):
         if progress is not None:
             progress(found.size, found.size)
         return found.sha256
-    file = upload_from(client, path, lambda: source.open("rb"), before.st_size, progress)
-    after = source.stat()
-    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-        raise InvalidInput(f"{source} changed while it was being uploaded; upload it again")
+    unchanged = partial(_require_unchanged, source, before)
+    file = upload_from(client, path, lambda: source.open("rb"), before.st_size, progress, unchanged)
     if known is not None:
-        known.add(after, file)
+        known.add(before, file, began_s)
     return file.sha256
 
 
 def upload_from(
-    client: Client, path: str, open_body: Callable[[], BinaryIO], size: int = 0, progress: OnProgress | None = None
+    client: Client,
+    path: str,
+    open_body: Callable[[], BinaryIO],
+    size: int = 0,
+    progress: OnProgress | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> KnownFile:
-    """Stores what ``open_body`` opens, about ``size`` bytes; it may be opened several times."""
-    told = _Told(progress, size)
+    """Stores what ``open_body`` opens, about ``size`` bytes; it may be opened several times.
+
+    ``check`` is called when all of it has been read, before the file appears, and raises what speaks against it.
+    """
+    told = _Told(progress)
+    told.begin(size)
     for _ in range(MAX_ROUNDS):
         with open_body() as body:
             start = body.read(INLINE_BYTES + 1)
             if len(start) <= INLINE_BYTES:
+                check()
                 digest = put_whole(client, path, start)
                 told.add(len(start))
                 return KnownFile(len(start), digest, [])
             file = _send(client, start, body, told)
+        check()
         if _assembled(client, path, file):
             return file
     raise Conflict(f"{path}: its chunks are collected as fast as they are sent")
@@ -113,16 +126,24 @@ def download(client: Client, path: str, target: Path, progress: OnProgress | Non
     """
     if target.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+    told = _Told(progress)
+    target.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(MAX_ROUNDS):
-        file = client.get(f"{NATIVE}/files/{quote(path)}")
-        partial = target.with_name(f".{target.name}.part")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with _opened(partial, file["size"]) as descriptor:
-            if _fetch(client, path, file, descriptor, _Told(progress, file["size"])):
-                partial.replace(target)
+        urls = "true" if client.chunking().direct else None
+        file = client.get(f"{NATIVE}/files/{quote(path)}", urls=urls)
+        told.begin(file["size"])
+        with part_of(target) as (part, descriptor):
+            if _fetch(client, path, file, descriptor, told):
+                part.replace(target)
                 digest: str = file["sha256"]
                 return digest
     raise Conflict(f"{path} is replaced as fast as it is fetched")
+
+
+def _require_unchanged(source: Path, before: os.stat_result) -> None:
+    after = source.stat()
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise InvalidInput(f"{source} changed while it was being uploaded; upload it again")
 
 
 def _send(client: Client, start: bytes, body: BinaryIO, told: _Told) -> KnownFile:
@@ -130,7 +151,7 @@ def _send(client: Client, start: bytes, body: BinaryIO, told: _Told) -> KnownFil
     pieces = chain([start], iter(partial(body.read, READ_BYTES), b""))
     chunks = list[tuple[str, int]]()
     with ThreadPoolExecutor(WORKERS, "upload") as pool:
-        batches = _batches(cut(whole.of(pieces), client.chunk_bytes()))
+        batches = _batches(cut(whole.of(pieces), client.chunking().average))
         for sent in _in_order(pool, (partial(_send_batch, client, batch) for batch in batches)):
             chunks += sent
             told.add(sum(size for _digest, size in sent))
@@ -138,17 +159,26 @@ def _send(client: Client, start: bytes, body: BinaryIO, told: _Told) -> KnownFil
 
 
 def _send_batch(client: Client, chunks: Sequence[memoryview]) -> list[tuple[str, int]]:
-    named = [(sha256(chunk), chunk) for chunk in chunks]
-    answer = client.post(f"{NATIVE}/missing", {"sha256": [digest for digest, _chunk in named]})
-    missing = set(answer["missing"])
-    parts = list[bytes | memoryview]()
-    for digest, chunk in named:
-        if digest in missing:
-            missing.remove(digest)  # once is enough
-            parts += encode_frame(Frame(digest, len(chunk), pack(chunk) or chunk))
-    if parts:
-        client.post_bytes(f"{NATIVE}/chunks", b"".join(parts), MEDIA_TYPE)
-    return [(digest, len(chunk)) for digest, chunk in named]
+    digests = [sha256(chunk) for chunk in chunks]
+    named = dict(zip(digests, chunks, strict=True))
+    is_direct = client.chunking().direct
+    answer = client.post(f"{NATIVE}/missing", {"sha256": list(named), "urls": is_direct})
+    missing = {digest: named[digest] for digest in answer["missing"]}
+    if missing and not (is_direct and _sent_direct(client, answer["urls"], missing)):
+        frames = (encode_frame(Frame(each, len(chunk), pack(chunk) or chunk)) for each, chunk in missing.items())
+        client.post_bytes(f"{NATIVE}/chunks", b"".join(chain.from_iterable(frames)), MEDIA_TYPE)
+    return [(digest, len(chunk)) for digest, chunk in zip(digests, chunks, strict=True)]
+
+
+def _sent_direct(client: Client, urls: Mapping[str, str], chunks: Mapping[str, memoryview]) -> bool:
+    """False: the bucket cannot be reached from here."""
+    try:
+        direct.send(urls, chunks)
+    except direct.Unreachable:
+        client.give_up_direct()
+        return False
+    client.post(f"{NATIVE}/accepted", {"chunks": [(digest, len(chunk)) for digest, chunk in chunks.items()]})
+    return True
 
 
 def _assembled(client: Client, path: str, file: KnownFile) -> bool:
@@ -166,13 +196,15 @@ def _assembled(client: Client, path: str, file: KnownFile) -> bool:
 def _fetch(client: Client, path: str, file: dict[str, Any], descriptor: int, told: _Told) -> bool:
     """Any: the answer's JSON. False: the file was replaced meanwhile."""
     wanted = list[_Part]()
-    end = 0
-    for digest, size in file["chunks"]:
+    end, there = 0, os.fstat(descriptor).st_size
+    os.ftruncate(descriptor, file["size"])
+    urls = file["urls"] or [""] * len(file["chunks"])
+    for (digest, size), url in zip(file["chunks"], urls, strict=True):
         start, end = end, end + size
-        if sha256(os.pread(descriptor, end - start, start)) == digest:
+        if start < there and sha256(os.pread(descriptor, end - start, start)) == digest:
             told.add(end - start)
         else:
-            wanted.append(_Part(digest, start, end))
+            wanted.append(_Part(digest, start, end, url))
     with ThreadPoolExecutor(WORKERS, "download") as pool:
         batches = _neighbours(wanted)
         calls = (partial(_fetch_batch, client, path, file["sha256"], batch, descriptor) for batch in batches)
@@ -187,13 +219,23 @@ def _fetch(client: Client, path: str, file: dict[str, Any], descriptor: int, tol
 def _fetch_batch(client: Client, path: str, version: str, parts: Sequence[_Part], descriptor: int) -> int:
     """The bytes that were fetched."""
     start, end = parts[0].start, parts[-1].end
-    body = client.get_range(f"{ARTIFACTS}/{quote(path)}", start, end, version)
-    view = memoryview(body)
+    if parts[0].url and client.chunking().direct:
+        try:
+            bodies = direct.fetch(
+                [part.url for part in parts], [(part.sha256, part.end - part.start) for part in parts]
+            )
+        except direct.Unreachable:
+            client.give_up_direct()
+        else:
+            for part, body in zip(parts, bodies, strict=True):
+                write_at(descriptor, memoryview(body), part.start)
+            return end - start
+    view = memoryview(client.get_range(f"{ARTIFACTS}/{quote(path)}", start, end, version))
     for part in parts:
         chunk = view[part.start - start : part.end - start]
         if sha256(chunk) != part.sha256:
             raise Corrupted(f"{path}: bytes {part.start} to {part.end} came damaged")
-        os.pwrite(descriptor, chunk, part.start)
+        write_at(descriptor, chunk, part.start)
     return end - start
 
 
@@ -236,26 +278,21 @@ def _in_order(pool: ThreadPoolExecutor, calls: Iterable[Callable[[], T]]) -> Ite
             future.cancel()
 
 
-@contextmanager
-def _opened(partial: Path, size: int) -> Iterator[int]:
-    descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        os.ftruncate(descriptor, size)
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
 class _Told:
-    """Adds up what is done."""
+    """Adds up what is done; what is done again is not told again."""
 
-    def __init__(self, progress: OnProgress | None, total: int) -> None:
+    def __init__(self, progress: OnProgress | None) -> None:
         self._progress = progress
-        self._total = total
-        self._done = 0
+        self._total = self._done = self._shown = 0
+
+    def begin(self, total: int) -> None:
+        """Nothing is done yet of so many bytes."""
+        self._total, self._done = total, 0
 
     def add(self, count: int) -> None:
         """So many bytes more are done."""
         self._done += count
-        if self._progress is not None:
-            self._progress(min(self._done, self._total), self._total)
+        done = min(self._done, self._total)
+        if self._progress is not None and (done >= self._shown or done == self._total):
+            self._shown = done
+            self._progress(done, self._total)

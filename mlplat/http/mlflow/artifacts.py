@@ -17,6 +17,7 @@ from starlette.concurrency import iterate_in_threadpool
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
+from mlplat.artifacts.chunking import sha256
 from mlplat.artifacts.console import FOLDER as CONSOLE
 from mlplat.artifacts.entry import Entry
 from mlplat.artifacts.model import safe_path
@@ -51,6 +52,8 @@ def install(app: FastAPI, services: Services, uploads: Uploads) -> None:
         path, digest = file_path(request), wanted_digest(request)
         if f"/{CONSOLE}/" in path:
             body = await read_body(request, MAX_SEGMENT_BYTES)
+            if digest not in {None, sha256(body)}:
+                raise InvalidInput(f"The bytes of {path!r} do not have the SHA-256 {digest}.")
             await asyncio.to_thread(services.artifacts.write_whole, path, body)
             return Response(b"{}", media_type="application/json")
         declared = request.headers.get("content-length", "")
@@ -113,9 +116,9 @@ async def send_file(services: Services, path: str, request: Request) -> Response
     """
     entry = await asyncio.to_thread(services.artifacts.entry, path)
     tag = etag(entry)
-    if request.headers.get("if-match", tag) not in {tag, "*"}:
+    if not _names(request.headers.get("if-match", "*"), tag):
         raise Changed(f"The artifact '{path}' is another version by now: {tag}")
-    if request.headers.get("if-none-match") == tag:
+    if _names(request.headers.get("if-none-match", "").replace("W/", ""), tag):
         return Response(status_code=304, headers={"ETag": tag})
     name = posixpath.basename(path)
     headers = {
@@ -140,6 +143,11 @@ async def send_file(services: Services, path: str, request: Request) -> Response
         return Response(status_code=status, media_type=media_type, headers=headers)
     pieces = await asyncio.to_thread(_begun, services.artifacts.read_entry(path, entry, start, end))
     return StreamingResponse(iterate_in_threadpool(pieces), status_code=status, media_type=media_type, headers=headers)
+
+
+def _names(tags: str, tag: str) -> bool:
+    """Whether a list of ETags, as ``If-Match`` has it, names this one or all."""
+    return any(each.strip() in {tag, "*"} for each in tags.split(","))
 
 
 def _begun(pieces: Iterator[bytes]) -> Iterator[bytes]:
