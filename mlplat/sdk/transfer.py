@@ -198,7 +198,7 @@ def _fetch(client: Client, path: str, file: dict[str, Any], descriptor: int, tol
     wanted = list[_Part]()
     end, there = 0, os.fstat(descriptor).st_size
     os.ftruncate(descriptor, file["size"])
-    urls = file["urls"] or [""] * len(file["chunks"])
+    urls = file.get("urls", [""] * len(file["chunks"]))
     for (digest, size), url in zip(file["chunks"], urls, strict=True):
         start, end = end, end + size
         if start < there and sha256(os.pread(descriptor, end - start, start)) == digest:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from mlplat.artifacts.bucket import open_objects
 from mlplat.artifacts.folder import UPLOADS, Folder
 from mlplat.artifacts.objects import Child, Objects
 from mlplat.errors import InvalidInput, StorageFull
@@ -36,11 +37,13 @@ class Place:
     has_folders: bool
 
 
-@pytest.fixture(params=["folder"])
+@pytest.fixture(params=["folder", "bucket"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     """An empty place."""
-    del request
-    return Place(lambda: Folder(f"{tmp_path}/objects"), has_folders=True)
+    if request.param == "folder":
+        return Place(lambda: Folder(f"{tmp_path}/objects"), has_folders=True)
+    url = request.getfixturevalue("s3_url")
+    return Place(lambda: open_objects(f"{url}/objects"), has_folders=False)
 
 
 @pytest.fixture

@@ -80,7 +80,7 @@ async def test_a_file_is_sent_as_its_missing_chunks(http: httpx.AsyncClient) -> 
     assert digests[0] in asked.json()["missing"]
     sent = await send(http, body)
     assert (sent.status_code, sent.json()) == (200, {"chunks": len(digests)})
-    assert (await http.post(f"{API}/missing", json={"sha256": digests})).json() == {"missing": []}
+    assert (await http.post(f"{API}/missing", json={"sha256": digests})).json()["missing"] == []
     path = f"{unique('run')}/a b/ü%41.bin"
     url = f"{API}/files/{path.replace('%', '%25')}"
     made = await http.put(url, json=file)
@@ -151,9 +151,9 @@ async def test_no_chunks_are_no_chunks(http: httpx.AsyncClient) -> None:
 
 
 async def test_questions_are_bounded_and_checked(http: httpx.AsyncClient) -> None:
-    assert (await http.post(f"{API}/missing", json={"sha256": []})).json() == {"missing": []}
+    assert (await http.post(f"{API}/missing", json={"sha256": []})).json()["missing"] == []
     many = ["0" * 64] * MAX_ASKED
-    assert (await http.post(f"{API}/missing", json={"sha256": many})).json() == {"missing": ["0" * 64]}
+    assert (await http.post(f"{API}/missing", json={"sha256": many})).json()["missing"] == ["0" * 64]
     for asked in (
         [*many, "0" * 64],
         ["0" * 63],

@@ -79,7 +79,7 @@ def router(services: Services, uploads: Uploads) -> APIRouter:
         """How this platform's files are cut into chunks."""
         return Chunking(average_bytes=artifacts.objects.chunk_bytes, direct=direct.are_possible)
 
-    @api.post("/missing")
+    @api.post("/missing", response_model_exclude_defaults=True)
     async def missing(asked: Asked) -> Missing:
         """Which chunks the platform does not have."""
         found = await asyncio.to_thread(artifacts.missing, asked.sha256)
@@ -102,7 +102,7 @@ def router(services: Services, uploads: Uploads) -> APIRouter:
 
         return Received(chunks=await uploads.store(request, store))
 
-    @api.put("/files/{path:path}")
+    @api.put("/files/{path:path}", response_model_exclude_defaults=True)
     async def assemble(path: str, file: FileOfChunks) -> FileOfChunks:
         """Makes a file of chunks that the platform has; 409 when some are missing."""
         async with guarded(services, path, file.size) as written:
@@ -110,7 +110,7 @@ def router(services: Services, uploads: Uploads) -> APIRouter:
             written.size = entry.size
         return _told(entry)
 
-    @api.get("/files/{path:path}")
+    @api.get("/files/{path:path}", response_model_exclude_defaults=True)
     async def file(path: str, urls: bool = False) -> FileOfChunks:
         """The chunks of a file."""
         entry = await asyncio.to_thread(artifacts.entry, safe_path(path))
