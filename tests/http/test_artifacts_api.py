@@ -387,6 +387,8 @@ def _spoken(url: str, request: bytes) -> bytes:
 async def test_a_body_that_is_shorter_than_it_says_leaves_nothing(
     server_url: str, how: str, body: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
+    gc.collect()
+    caplog.clear()  # of what other tests left
     path = f"{unique('short')}/file"
     head = f"PUT {FILES}/{path} HTTP/1.1\r\nHost: localhost\r\n".encode()
     if how == "length":
