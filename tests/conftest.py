@@ -151,6 +151,9 @@ def s3_faults(s3_server: S3Server) -> Iterator[S3Faults]:
     proxy.close()
 
 
+_FORGOTTEN: list[object] = []
+
+
 @pytest.fixture
 def s3_url(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """``s3://…``, an empty bucket of this test's own; by its environment this process finds that server and no other.
@@ -163,6 +166,8 @@ def s3_url(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[str
     filesystem = fsspec.get_filesystem_class("s3")
     filesystem.clear_instance_cache()
     yield f"s3://{s3_server.new_bucket()}"
+    # Not collected: s3fs would close them in whatever event loop runs then.
+    _FORGOTTEN.extend(filesystem._cache.values())
     filesystem.clear_instance_cache()
 
 

@@ -208,7 +208,7 @@ class _OutOfRange(Exception):
 
 
 def _info(key: str, size: int, facts: dict[str, Any]) -> ObjectInfo:
-    modified_s = facts["LastModified"].timestamp()
+    modified_s = float(int(facts["LastModified"].timestamp()))  # HEAD tells no fractions, listings may
     return ObjectInfo(key, size, modified_s, f"{facts.get('ETag', '')}.{modified_s:.0f}")
 
 
