@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -54,7 +54,7 @@ class Blobs:
         self._looked_at = float("-inf")
 
     def put(self, body: bytes | memoryview) -> Chunk:
-        """Stores bytes, compressed when that pays; storing them again costs a look."""
+        """Stores bytes, compressed when that pays; storing them again costs a look. See ``sync``."""
         digest = hashlib.sha256(body).hexdigest()
         found = self._find(digest) if self._objects.is_near else None
         if found is not None:
@@ -64,7 +64,7 @@ class Blobs:
         return Chunk(digest, len(body), suffix)
 
     def put_named(self, digest: str, size: int, stored: bytes | memoryview) -> Chunk:
-        """Stores ``size`` bytes that come with their digest, compressed when fewer bytes come.
+        """Stores ``size`` bytes that come with their digest, compressed when fewer bytes come. See ``sync``.
 
         Raises:
             InvalidInput: they do not have that size and digest.
@@ -91,6 +91,10 @@ class Blobs:
     def find(self, digest: str) -> str | None:
         """The suffix of a blob that may be referred to, None when there is none."""
         return self._find(check_digest(digest))
+
+    def sync(self, chunks: Iterable[Chunk]) -> None:
+        """The blobs of chunks, by whatever process they were stored, are durable when this returns."""
+        self._objects.sync(key_of(chunk.sha256, chunk.suffix) for chunk in chunks)
 
     def still_there(self, chunk: Chunk) -> bool:
         """Whether the blob of a chunk is there and may be referred to."""
@@ -120,8 +124,10 @@ class Blobs:
     def put_whole(self, body: bytes) -> str:
         """Stores bytes that are referred to by their digest alone, which is returned; they stay uncompressed."""
         digest = hashlib.sha256(body).hexdigest()
-        if self._find(digest, packed=False) is None:
-            self._write(digest, "", body)
+        found = self._find(digest, packed=False)
+        if found is None:
+            found = self._write(digest, "", body)
+        self._objects.sync([key_of(digest, found)])
         return digest
 
     def get_whole(self, digest: str) -> bytes:
@@ -157,7 +163,8 @@ class Blobs:
         for generation in GENERATIONS:
             key = key_of(digest, suffix + generation)
             if key not in condemned:
-                self._objects.write(key, body, only_new=True, sha256=None if PACKED in suffix else digest)
+                digest_sent = None if PACKED in suffix else digest
+                self._objects.write(key, body, only_new=True, sha256=digest_sent, named_later=True)
                 return suffix + generation
         raise _too_often(digest)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -74,8 +74,17 @@ class Bucket:
         except _OutOfRange:
             return b""
 
-    def write(self, key: str, body: bytes | memoryview, *, only_new: bool = False, sha256: str | None = None) -> bool:
+    def write(
+        self,
+        key: str,
+        body: bytes | memoryview,
+        *,
+        only_new: bool = False,
+        sha256: str | None = None,
+        named_later: bool = False,
+    ) -> bool:
         """See ``Objects``."""
+        del named_later  # a bucket knows no difference
         more = {"IfNoneMatch": "*"} if only_new else {}
         if sha256 is not None:
             more["ChecksumSHA256"] = _base64(sha256)
@@ -85,6 +94,9 @@ class Bucket:
         except FileExistsError:
             return False
         return True
+
+    def sync(self, keys: Iterable[str]) -> None:
+        """See ``Objects``."""
 
     def info(self, key: str) -> ObjectInfo | None:
         """See ``Objects``."""

@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -48,17 +48,26 @@ class Folder:
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return None
 
-    def write(self, key: str, body: bytes | memoryview, *, only_new: bool = False, sha256: str | None = None) -> bool:
+    def write(
+        self,
+        key: str,
+        body: bytes | memoryview,
+        *,
+        only_new: bool = False,
+        sha256: str | None = None,
+        named_later: bool = False,
+    ) -> bool:
         """See ``Objects``."""
+        del sha256  # nothing on the way could change the body
         target = Path(self._path(key))
         partial = Path(self._root, UPLOADS, uuid.uuid4().hex)
         try:
             with _errors_told(self._root):
-                _make_folder(partial.parent)
                 _write_durably(partial, body)
                 _put(partial, target, only_new)
-                with suppress(FileNotFoundError):  # deleted already
-                    _sync_folder(target.parent)
+                if not named_later:
+                    with suppress(FileNotFoundError):  # deleted already
+                        _sync_folder(target.parent)
         except FileExistsError as error:
             if only_new and target.is_file():
                 return False
@@ -69,6 +78,13 @@ class Folder:
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
         return True
+
+    def sync(self, keys: Iterable[str]) -> None:
+        """See ``Objects``."""
+        with _errors_told(self._root):
+            for folder in {os.path.dirname(key) for key in keys}:  # noqa: PTH120 - as a Path it would be slow
+                with suppress(FileNotFoundError):
+                    _sync_folder(Path(self._root, folder))
 
     def info(self, key: str) -> ObjectInfo | None:
         """See ``Objects``."""
@@ -142,12 +158,15 @@ class Folder:
 
 def _put(partial: Path, target: Path, only_new: bool) -> None:
     for _ in range(MAX_ROUNDS):
-        with suppress(FileNotFoundError):  # somebody deletes the folder
-            _make_folder(target.parent)
+        try:
             if only_new:
                 target.hardlink_to(partial)
             else:
                 partial.replace(target)
+        except FileNotFoundError:  # there is no such folder yet, or somebody deletes it
+            with suppress(FileNotFoundError):
+                _make_folder(target.parent)
+        else:
             return
     raise Unavailable(f"{target.parent.name!r} is deleted as fast as it is written")
 
@@ -183,7 +202,12 @@ def _read_exactly(file: Any, count: int) -> bytes:
 
 
 def _write_durably(path: Path, body: bytes | memoryview) -> None:
-    with path.open("xb", buffering=0) as file:
+    try:
+        file = path.open("xb", buffering=0)
+    except FileNotFoundError:
+        _make_folder(path.parent)
+        file = path.open("xb", buffering=0)
+    with file:
         left = memoryview(body)
         while left:
             left = left[file.write(left) :]

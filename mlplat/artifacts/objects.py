@@ -8,7 +8,7 @@ when the place is out of reach and ``StorageFull`` when it has no room.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -53,13 +53,31 @@ class Objects(Protocol):
         """Bytes ``start`` to ``end`` (exclusive), as far as there are any; None: no such object."""
         ...
 
-    def write(self, key: str, body: bytes | memoryview, *, only_new: bool = False, sha256: str | None = None) -> bool:
-        """Stores an object, in place of one that is there; with ``only_new`` False is returned instead. With the
-        SHA-256 of the body in hex, a place that is not near may check what arrives.
+    def write(
+        self,
+        key: str,
+        body: bytes | memoryview,
+        *,
+        only_new: bool = False,
+        sha256: str | None = None,
+        named_later: bool = False,
+    ) -> bool:
+        """Stores an object, in place of one that is there; with ``only_new`` False is returned instead.
+
+        Args:
+            key: its name.
+            body: its bytes.
+            only_new: not in place of another one.
+            sha256: of the body, in hex: a place that is not near may check what arrives.
+            named_later: the bytes are durable when this returns, their name not before ``sync``.
 
         Raises:
             InvalidInput: a folder is there, or an object is where a folder of the key should be.
         """
+        ...
+
+    def sync(self, keys: Iterable[str]) -> None:
+        """Objects that were written to these keys, by whatever process, are durable with their names."""
         ...
 
     def info(self, key: str) -> ObjectInfo | None:

@@ -11,7 +11,7 @@ import re
 import uuid
 from collections.abc import Iterable, Sequence
 
-from mlplat.artifacts.entry import Chunk, Entry, decode, encode
+from mlplat.artifacts.entry import Chunk, Entry, decode
 from mlplat.artifacts.folder import UPLOADS
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.errors import Corrupted, InvalidInput, NotFound
@@ -45,7 +45,7 @@ class PartUploads:
         entry = self._store.make(pieces)
         if digest is not None and digest != entry.sha256:
             raise InvalidInput(f"part {number} has the SHA-256 {entry.sha256} and should have {digest}")
-        self._store.objects.write(_key(upload, number), encode(entry))
+        self._store.store_entry(_key(upload, number), entry)
         return entry.sha256
 
     def join(self, upload: str, parts: Sequence[tuple[int, str | None]], path: str) -> Entry:

@@ -95,7 +95,7 @@ class ArtifactStore:
         entry = self.make(pieces)
         if digest is not None and digest != entry.sha256:
             raise InvalidInput(f"The bytes of {path!r} have the SHA-256 {entry.sha256} and should have {digest}.")
-        self.objects.write(key, encode(entry))
+        self.store_entry(key, entry)
         return entry
 
     def make(self, pieces: Iterable[bytes]) -> Entry:
@@ -127,6 +127,11 @@ class ArtifactStore:
         """
         key = _file_key(path)
         self._require(entry.chunks)
+        self.store_entry(key, entry)
+
+    def store_entry(self, key: str, entry: Entry) -> None:
+        """Stores an entry, whose chunks have been stored, under a key that has been checked."""
+        self.blobs.sync(entry.chunks)
         self.objects.write(key, encode(entry))
 
     def missing(self, digests: Iterable[str]) -> builtins.list[str]:
@@ -162,7 +167,7 @@ class ArtifactStore:
         if gone:
             raise MissingChunks(f"{gone} chunks of {path!r} are not there; send them first")
         entry = Entry(size, digest, None, tuple(Chunk(each, count, found[each] or "") for each, count in chunks))
-        self.objects.write(key, encode(entry))
+        self.store_entry(key, entry)
         return entry
 
     def entry(self, path: str) -> Entry:

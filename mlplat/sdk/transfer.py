@@ -166,7 +166,7 @@ def _send_batch(client: Client, chunks: Sequence[memoryview]) -> list[tuple[str,
     missing = {digest: named[digest] for digest in answer["missing"]}
     if missing and not (is_direct and _sent_direct(client, answer["urls"], missing)):
         frames = (encode_frame(Frame(each, len(chunk), pack(chunk) or chunk)) for each, chunk in missing.items())
-        client.post_bytes(f"{NATIVE}/chunks", b"".join(chain.from_iterable(frames)), MEDIA_TYPE)
+        client.post_parts(f"{NATIVE}/chunks", list(chain.from_iterable(frames)), MEDIA_TYPE)
     return [(digest, len(chunk)) for digest, chunk in zip(digests, chunks, strict=True)]
 
 

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -163,13 +163,13 @@ def test_the_client_is_killed_in_the_middle(
         s3_platform.client.get(f"/api/v1/artifacts/files/{path}")
     client = s3_platform.client
     sent = list[int]()
-    real = client.post_bytes
+    real = client.post_parts
 
-    def counted(path: str, body: bytes, content_type: str) -> object:
-        sent.append(len(body))
-        return real(path, body, content_type)
+    def counted(path: str, parts: Sequence[bytes], content_type: str) -> object:
+        sent.append(sum(map(len, parts)))
+        return real(path, parts, content_type)
 
-    monkeypatch.setattr(client, "post_bytes", counted)
+    monkeypatch.setattr(client, "post_parts", counted)
     upload(client, path, source)
     assert sum(sent) < SIZE, "what had arrived was not sent again"
     _expect(s3_platform, path, source)

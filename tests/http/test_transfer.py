@@ -6,7 +6,7 @@ import io
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -39,10 +39,10 @@ class Watched(Client):
         self.fetched: list[tuple[int, int]] = []
         self.before: Callable[[str], None] = lambda _path: None
 
-    def post_bytes(self, path: str, body: bytes, content_type: str, headers: Any = None) -> Any:
+    def post_parts(self, path: str, parts: Sequence[bytes | memoryview], content_type: str) -> Any:
         self.before(path)
-        self.sent_bytes += len(body)
-        return super().post_bytes(path, body, content_type, headers)
+        self.sent_bytes += sum(map(len, parts))
+        return super().post_parts(path, parts, content_type)
 
     def put_bytes(self, path: str, body: bytes, sha256: str) -> None:
         self.before(path)
