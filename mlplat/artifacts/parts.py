@@ -1,7 +1,7 @@
 """Files that come in numbered parts, in any order and several at once; they appear when all are joined.
 
 A part is an entry like a file's, in the store's scratch folder: its bytes are stored for good as it arrives, and
-joining moves none of them. What nobody joins is removed with the scratch.
+joining moves none of them. What nobody joins is removed with the scratch, as is what tells of those that are joined.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class PartUploads:
         return entry.sha256
 
     def join(self, upload: str, parts: Sequence[tuple[int, str | None]], path: str) -> Entry:
-        """Makes a file of parts, in the order given, and forgets the upload.
+        """Makes a file of parts, in the order given, and ends the upload. Again for the same path does nothing.
 
         Args:
             upload: its id.
@@ -60,6 +60,8 @@ class PartUploads:
             NotFound: no such upload (any more), or a part is missing.
             InvalidInput: a part has another digest, or there are too many.
         """
+        if (joined := self._marker(upload)) and joined == path.encode():
+            return self._store.entry(path)
         self._require(upload)
         if len(parts) > MAX_PARTS:
             raise InvalidInput(f"a file has at most {MAX_PARTS} parts, not {len(parts)}")
@@ -73,7 +75,9 @@ class PartUploads:
             chunks += part.chunks if part.body is None else [self._store.blobs.put(part.body)] if part.size else []
         entry = Entry(sum(chunk.size for chunk in chunks), whole.hexdigest(), None, tuple(chunks))
         self._store.put_entry(path, entry)
-        self.forget(upload)
+        self._store.objects.write(_key(upload, 0), path.encode())
+        for number, _digest in parts:
+            self._store.objects.delete(_key(upload, number))
         return entry
 
     def forget(self, upload: str) -> None:
@@ -81,8 +85,12 @@ class PartUploads:
         self._store.objects.delete(f"{UPLOADS}/{_checked(upload)}")
 
     def _require(self, upload: str) -> None:
-        if self._store.objects.info(_key(_checked(upload), 0)) is None:
+        if self._marker(upload) != b"":
             raise NotFound(f"No such upload: {upload}")
+
+    def _marker(self, upload: str) -> bytes | None:
+        """Empty while the upload is under way; once it is joined, the file's path."""
+        return self._store.objects.read(_key(_checked(upload), 0))
 
     def _part(self, upload: str, number: int) -> Entry:
         stored = self._store.objects.read(_key(upload, number))

@@ -21,6 +21,7 @@ QUEUE_PIECES = 4
 MAX_UPLOADS = 6
 #: An upload of which less than a piece comes in this time has broken off.
 IDLE_S = 60.0
+_DIGESTS = re.compile(r"\s*[a-z0-9-]+=:[A-Za-z0-9+/=]*:(\s*,\s*[a-z0-9-]+=:[A-Za-z0-9+/=]*:)*\s*\Z")
 _SHA256 = re.compile(r"sha-256=:([A-Za-z0-9+/=]{44}):")
 
 T = TypeVar("T")
@@ -83,7 +84,7 @@ def wanted_digest(request: Request) -> str | None:
         InvalidInput: the header has no SHA-256.
     """
     header = request.headers.get("content-digest") or request.headers.get("repr-digest")
-    if header is None:
+    if header is None or ("sha-256=" not in header and _DIGESTS.match(header)):  # RFC 9530 lets others be ignored
         return None
     found = _SHA256.search(header)
     try:

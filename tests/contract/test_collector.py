@@ -164,7 +164,7 @@ def test_parts_of_uploads_under_way_stay_and_those_that_were_given_up_go(place: 
     given_up = uploads.begin()
     uploads.put(given_up, 1, [BODIES[1]])
     place.wait(SCRATCH_S + 1)
-    assert place.collect().scratch == 2
+    assert place.collect().scratch == 3, "two objects of this one, and one that told of the other"
     place.wait(GRACE_S + 1)
     place.collect()
     assert place.blobs() == 1

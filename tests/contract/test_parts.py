@@ -63,7 +63,19 @@ def test_parts_that_came_in_any_order_are_the_file(
     assert [found.size for found in store.list("run")] == [len(body)]
     middle = len(body) // 2
     assert b"".join(store.read("run/file", middle - 5, middle + 5)) == body[max(0, middle - 5) : middle + 5]
-    assert not (root / ".uploads" / upload).exists()
+    assert [file.name for file in (root / ".uploads" / upload).iterdir()] == ["0"], "it tells that the upload is joined"
+
+
+def test_joining_again_finds_the_file(store: ArtifactStore, parts: PartUploads) -> None:
+    """As a client does that has not heard of the first time."""
+    upload = parts.begin()
+    digest = parts.put(upload, 1, [b"bytes"])
+    first = parts.join(upload, [(1, digest)], "file")
+    assert parts.join(upload, [(1, digest)], "file").sha256 == first.sha256
+    assert read(store, "file") == b"bytes"
+    for call in (lambda: parts.join(upload, [(1, digest)], "other"), lambda: parts.put(upload, 2, [b"late"])):
+        with pytest.raises(NotFound, match="No such upload"):
+            call()
 
 
 def test_parts_come_several_at_once(store: ArtifactStore, parts: PartUploads) -> None:
@@ -158,7 +170,7 @@ def test_an_upload_ends_once(store: ArtifactStore, parts: PartUploads, root: Pat
         with pytest.raises(NotFound, match=f"No such upload: {each}"):
             parts.join(each, [(1, None)], "other")
     assert [found.path for found in store.list("")] == ["file"]
-    assert scratch(root) == []
+    assert [file.name for file in scratch(root)] == [upload]
 
 
 def test_uploads_do_not_mix(store: ArtifactStore, parts: PartUploads) -> None:

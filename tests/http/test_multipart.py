@@ -84,7 +84,9 @@ async def test_a_file_comes_in_parts(stack: Stack, http: httpx.AsyncClient, base
     assert await upload.content() == b"".join(bodies)
     listed = (await http.get(f"{BASE}/artifacts", params={"path": upload.path.partition("/")[0]})).json()
     assert listed == {"files": [{"path": "ü a.bin", "is_dir": False, "file_size": 3 * MIB + 3}]}
-    assert not (stack.artifact_folder / ".uploads" / upload.id).exists()
+    assert [file.name for file in (stack.artifact_folder / ".uploads" / upload.id).iterdir()] == ["0"]
+    again = await upload.complete([etags[number] for number in (1, 2, 3)])
+    assert (again.status_code, again.json()) == (200, {}), "a client that has not heard of the first time asks again"
 
 
 @pytest.mark.parametrize("local", ["model.bin", "./model.bin", "C:\\work\\model.bin", "/tmp/x/../model.bin"])
