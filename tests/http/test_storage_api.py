@@ -74,6 +74,25 @@ async def test_a_held_experiment_holds_its_runs(http: httpx.AsyncClient, mlflow:
     assert run_id in [kept["id"] for kept in purge["kept"]]
 
 
+@pytest.mark.parametrize("disguise", ["{0}//{1}", "%2E/{0}/{1}"])
+async def test_no_spelling_of_a_path_gets_around_a_hold_or_a_quota(
+    http: httpx.AsyncClient, mlflow: MLflow, disguise: str
+) -> None:
+    experiment, run_id, folder = await _run(mlflow)
+    await _put(http, f"{folder}/model.bin")
+    await _put(http, f"{folder}/other.bin", BODY[::-1])
+    other = (await http.get(f"/api/v1/artifacts/files/{folder}/other.bin")).json()
+    await http.put(f"{STORAGE}/holds/run/{run_id}", json={"reason": "case 42"})
+    path = httpx.URL("http://localhost").copy_with(
+        raw_path=f"/api/v1/artifacts/files/{disguise.format(experiment, run_id)}/artifacts/model.bin".encode()
+    )
+    expect_error(await http.put(path, json=other), 403, "PERMISSION_DENIED", "case 42")
+    assert (await http.get(f"{FILES}/{folder}/model.bin")).content == BODY
+    await http.delete(f"{STORAGE}/holds/run/{run_id}")
+    await http.put(f"{STORAGE}/quotas/{experiment}", json={"limit_bytes": 1})
+    assert (await http.put(path, json=other)).status_code == 507
+
+
 @pytest.mark.parametrize(
     ("kind", "id_", "status"),
     [
