@@ -93,6 +93,47 @@ async def test_no_spelling_of_a_path_gets_around_a_hold_or_a_quota(
     assert (await http.put(path, json=other)).status_code == 507
 
 
+async def test_a_folder_with_something_held_in_it_stays(http: httpx.AsyncClient, mlflow: MLflow) -> None:
+    experiment, run_id, folder = await _run(mlflow)
+    await _put(http, f"{folder}/model.bin")
+    await http.put(f"{STORAGE}/holds/run/{run_id}", json={"reason": "case 42"})
+    for path in (experiment, f"{experiment}/{run_id}"):
+        expect_error(await http.delete(f"{FILES}/{path}"), 403, "PERMISSION_DENIED", "case 42")
+    assert (await http.get(f"{FILES}/{folder}/model.bin")).content == BODY
+    await http.delete(f"{STORAGE}/holds/run/{run_id}")
+    assert (await http.delete(f"{FILES}/{experiment}")).status_code == 200
+
+
+async def test_a_hold_finds_the_files_of_runs_wherever_they_are(http: httpx.AsyncClient, mlflow: MLflow) -> None:
+    location = f"elsewhere-{os.urandom(4).hex()}/x"
+    made = await mlflow.call(
+        "POST", "experiments/create", name=location, artifact_location=f"mlflow-artifacts:/{location}"
+    )
+    run_id = await mlflow.run(made["experiment_id"])
+    await _put(http, f"{location}/{run_id}/artifacts/a")
+    await http.put(f"{STORAGE}/holds/run/{run_id}", json={"reason": "case 42"})
+    for path in (f"{location}/{run_id}/artifacts/a", location):
+        expect_error(await http.delete(f"{FILES}/{path}"), 403, "PERMISSION_DENIED", "case 42")
+    await http.delete(f"{STORAGE}/holds/run/{run_id}")
+    other = await mlflow.experiment()
+    await http.post("/api/v1/runs/move", json={"run_ids": [run_id], "experiment_id": other})
+    await http.put(f"{STORAGE}/holds/experiment/{other}", json={"reason": "audit"})
+    expect_error(await _put(http, f"{location}/{run_id}/artifacts/a", b"b"), 403, "PERMISSION_DENIED", "audit")
+    assert (await _put(http, f"{location}/{run_id}/artifacts/b", b"b")).status_code == 200
+
+
+async def test_a_run_is_not_purged_after_it_left_a_held_experiment(http: httpx.AsyncClient, mlflow: MLflow) -> None:
+    experiment, run_id, folder = await _run(mlflow)
+    await _put(http, f"{folder}/a")
+    await http.put(f"{STORAGE}/holds/experiment/{experiment}", json={"reason": "audit"})
+    body = {"run_ids": [run_id], "experiment_id": await mlflow.experiment()}
+    assert (await http.post("/api/v1/runs/move", json=body)).status_code == 200
+    await mlflow.call("POST", "runs/delete", run_id=run_id)
+    purge = (await http.post("/api/v1/purge", json={"runs": [run_id]})).json()
+    assert (purge["runs"], [kept["id"] for kept in purge["kept"]]) == (0, [run_id])
+    assert (await http.get(f"{FILES}/{folder}/a")).content == BODY
+
+
 @pytest.mark.parametrize(
     ("kind", "id_", "status"),
     [

@@ -65,7 +65,7 @@ def install(app: FastAPI, services: Services, uploads: Uploads) -> None:
 
     async def delete(request: Request) -> Response:
         path = file_path(request)
-        await services.guard.require_changeable(path)
+        await services.guard.require_removable(path)
         await asyncio.to_thread(services.artifacts.delete, path)
         return Response(b"{}", media_type="application/json")
 
