@@ -21,11 +21,13 @@ from mlplat.db.removals import removing
 from mlplat.db.tables import artifact_collection, pipeline_run, run
 from mlplat.errors import Overloaded, PlatformError
 from mlplat.storage.guard import StorageGuard
-from mlplat.storage.model import Owner, Retention
+from mlplat.storage.model import Owner, Retention, owner_of
 from mlplat.storage.usage import StorageUse, storage_use
 
 PIPELINES = "pipelines"
 BATCH = 500
+#: In a report: for how long logs were kept, in seconds.
+KEPT_LOGS_S = "kept_logs_s"
 #: How often is looked whether it is time.
 LOOK_EVERY_S = 300.0
 _log = logging.getLogger(__name__)
@@ -105,6 +107,7 @@ class Upkeep:
         if not dry_run:
             await self._guard.measured(_by_experiment(collected))
         report = asdict(collected) | {"expired_checkpoints": checkpoints, "expired_logs": logs}
+        report[KEPT_LOGS_S] = self._retention.logs.total_seconds()
         is_it = artifact_collection.c.collection_id == collection_id
         end = update(artifact_collection).where(is_it).values(report=report, finished_at=func.clock_timestamp())
         async with self._engine.begin() as connection:
@@ -154,25 +157,43 @@ class Upkeep:
         return removed
 
     async def _expire_consoles(self, *, dry_run: bool) -> int:
-        """The consoles of runs that ended so long ago; those that ended before the last collection's limit are gone."""
+        """The consoles of runs that ended so long ago; those that the last collection looked at are gone."""
+        since = await self._looked_at_until()
+        removed, after = 0, ""
+        while True:
+            query = (
+                select(run.c.run_id, run.c.experiment_id, run.c.artifact_uri)
+                .where(run.c.run_id > after, run.c.ended_at <= func.now() - self._retention.logs)
+                .where(run.c.ended_at >= since if since is not None else literal_column("true"))
+                .order_by(run.c.run_id)
+                .limit(BATCH)
+            )
+            # The transaction ends before the files are looked at: servers do not let it idle.
+            async with self._engine.connect() as connection:
+                rows = (await connection.execute(query)).all()
+            for row in rows:
+                owner = Owner(str(row.experiment_id), row.run_id)
+                removed += await self._remove_console(owner, served_path(row.artifact_uri), dry_run)
+            if len(rows) < BATCH:
+                return removed
+            after = rows[-1].run_id
+
+    async def _looked_at_until(self) -> datetime | None:
+        """The consoles of runs that ended before are gone; None: nobody knows, as logs were kept for another time."""
         last = await self.last(finished=True)
-        since = last[0].started_at - self._retention.logs - timedelta(days=1) if last else None
-        query = select(run.c.run_id, run.c.experiment_id, run.c.artifact_uri).where(
-            run.c.ended_at <= func.now() - self._retention.logs,
-            run.c.ended_at >= since if since is not None else literal_column("true"),
-        )
-        removed = 0
-        async with self._engine.connect() as plain:
-            connection = await plain.execution_options(stream_results=True)
-            async for row in await connection.stream(query):
-                path = served_path(row.artifact_uri)
-                if path is None or await self._guard.hold_on(Owner(str(row.experiment_id), row.run_id)):
-                    continue
-                if await asyncio.to_thread(self._store.list, f"{path}/{CONSOLE}"):
-                    removed += 1
-                    if not dry_run:
-                        await asyncio.to_thread(self._store.delete, f"{path}/{CONSOLE}")
-        return removed
+        report = last[0].report if last else None
+        if report is None or report.get(KEPT_LOGS_S) != self._retention.logs.total_seconds():
+            return None
+        return last[0].started_at - self._retention.logs - timedelta(days=1)
+
+    async def _remove_console(self, owner: Owner, path: str | None, dry_run: bool) -> bool:
+        if path is None or await self._guard.hold_on(owner) or await self._guard.hold_on(owner_of(path)):
+            return False
+        if not await asyncio.to_thread(self._store.list, f"{path}/{CONSOLE}"):
+            return False
+        if not dry_run:
+            await asyncio.to_thread(self._store.delete, f"{path}/{CONSOLE}")
+        return True
 
 
 def _by_experiment(collected: Collected) -> dict[int, int]:

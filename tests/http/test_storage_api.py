@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from typer.testing import CliRunner, Result
 
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.cli import app
+from mlplat.storage.model import Retention
+from mlplat.storage.upkeep import Upkeep
 from tests.databases import Databases
 from tests.http.conftest import MLflow, Stack, expect_error, open_stack
 from tests.http.serving import served
@@ -134,6 +138,17 @@ async def test_a_run_is_not_purged_after_it_left_a_held_experiment(http: httpx.A
     assert (await http.get(f"{FILES}/{folder}/a")).content == BODY
 
 
+async def test_a_held_console_grows_and_is_not_replaced(http: httpx.AsyncClient, mlflow: MLflow) -> None:
+    _experiment, run_id, folder = await _run(mlflow)
+    segment = f"{folder}/mlplat/console/host-1-1/000001.log"
+    await _put(http, segment, b"one\n")
+    await http.put(f"{STORAGE}/holds/run/{run_id}", json={"reason": "case 42"})
+    assert (await _put(http, segment, b"one\ntwo\n")).status_code == 200
+    expect_error(await _put(http, segment, b"other"), 403, "PERMISSION_DENIED", "case 42")
+    assert (await _put(http, segment.replace("000001", "000002"), b"three\n")).status_code == 200
+    assert (await http.get(f"{FILES}/{segment}")).content == b"one\ntwo\n"
+
+
 @pytest.mark.parametrize(
     ("kind", "id_", "status"),
     [
@@ -188,6 +203,26 @@ async def test_a_collection_measures_and_corrects_quotas(databases: Databases, t
             assert (await http.get(f"{STORAGE}/quotas")).json()[0]["used_bytes"] == 600_000
             assert len((await http.get(f"{STORAGE}/collections")).json()) == 1
             assert stack.services.artifacts.get_blob(digest)
+
+
+async def test_logs_that_are_to_be_kept_for_less_time_go_with_the_next_collection(
+    databases: Databases, tmp_path: Path
+) -> None:
+    async with open_stack(databases, tmp_path) as stack:
+        transport = httpx.ASGITransport(app=stack.app, client=("127.0.0.1", 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            mlflow = MLflow(http)
+            _experiment, run_id, folder = await _run(mlflow)
+            await _put(http, f"{folder}/mlplat/console/host-1-1/000001.log", b"line\n")
+            ended = int((time.time() - 100 * 86_400) * 1000)
+            await mlflow.call("POST", "runs/update", run_id=run_id, status="FINISHED", end_time=ended)
+            store = stack.services.artifacts
+            for days, expected in ((365, 0), (365, 0), (30, 1), (30, 0)):
+                retention = Retention(logs=timedelta(days=days))
+                collection = await Upkeep(stack.engine, store, stack.services.guard, retention).collect()
+                assert collection.report is not None
+                assert collection.report["expired_logs"] == expected
+            assert not store.files(folder)
 
 
 async def test_what_is_damaged_is_named_and_healed_by_the_same_bytes(databases: Databases, tmp_path: Path) -> None:
