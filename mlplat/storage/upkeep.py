@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
-from sqlalchemy import func, insert, literal_column, select, update
+from sqlalchemy import Null, func, insert, literal_column, null, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mlplat.artifacts.collector import Collected, Collector
@@ -30,13 +33,15 @@ BATCH = 500
 KEPT_LOGS_S = "kept_logs_s"
 #: How often is looked whether it is time.
 LOOK_EVERY_S = 300.0
+#: How often a collection looks whether it is still the only one.
+ALONE_EVERY_S = 5.0
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Collection:
     """A collection. ``report``: see ``Collected``, with ``expired_checkpoints`` and ``expired_logs``, folders that
-    were past their time; None while it is under way, or when it was cut short."""
+    were past their time; None while it is under way, and when it was cut short."""
 
     collection_id: int
     dry_run: bool
@@ -61,8 +66,15 @@ class Upkeep:
             Overloaded: another is under way, or a purge or a backup.
             Corrupted, StorageFull, Unavailable: it was cut short; run it again.
         """
-        async with removing(self._engine):
-            return await self._collect(dry_run=dry_run)
+        async with removing(self._engine) as require_alone:
+            collection_id = await self._begin(dry_run=dry_run)
+            try:
+                report = await self._collect(require_alone, dry_run=dry_run)
+            except BaseException:
+                with suppress(*CONNECTION_ERRORS):
+                    await self._end(collection_id, null())
+                raise
+            return await self._end(collection_id, report)
 
     async def collect_when_due(self) -> None:
         """Runs collections for ever, one in each interval; what stops one is logged, and it is tried again later."""
@@ -77,6 +89,8 @@ class Upkeep:
                 continue
             except (PlatformError, *CONNECTION_ERRORS) as error:
                 _log.warning("artifacts were not collected: %s", error)
+            except Exception:  # whatever it is, the next one may come to its end
+                _log.exception("artifacts were not collected")
 
     async def last(self, *, limit: int = 1, finished: bool = False) -> list[Collection]:
         """The newest collections; only real ones that came to their end if ``finished``."""
@@ -96,23 +110,41 @@ class Upkeep:
         found = await self.last(finished=True)
         return not found or found[0].started_at <= datetime.now(UTC) - every
 
-    async def _collect(self, *, dry_run: bool) -> Collection:
+    async def _begin(self, *, dry_run: bool) -> int:
+        """The id of a collection. Others are over, whether they could say so or not."""
+        is_open = artifact_collection.c.finished_at.is_(None)
         begin = insert(artifact_collection).values(dry_run=dry_run).returning(artifact_collection.c.collection_id)
         async with self._engine.begin() as connection:
-            collection_id = (await connection.execute(begin)).scalar_one()
+            await connection.execute(
+                update(artifact_collection).where(is_open).values(finished_at=func.clock_timestamp())
+            )
+            return int((await connection.execute(begin)).scalar_one())
+
+    async def _end(self, collection_id: int, report: dict[str, Any] | Null) -> Collection:
+        is_it = artifact_collection.c.collection_id == collection_id
+        end = update(artifact_collection).where(is_it).values(report=report, finished_at=func.clock_timestamp())
+        async with self._engine.begin() as connection:
+            return Collection(*(await connection.execute(end.returning(artifact_collection))).one())
+
+    async def _collect(self, require_alone: Callable[[], Awaitable[None]], *, dry_run: bool) -> dict[str, Any]:
+        """The report. Any: JSON."""
         checkpoints, logs = await self._expire(dry_run=dry_run)
         digests = [digest async for digest in referred_digests(self._engine)]
         collector = Collector(self._store.objects, lambda: digests, self._retention.grace.total_seconds())
-        collected = await asyncio.to_thread(collector.collect, dry_run=dry_run)
+        collecting = asyncio.get_running_loop().run_in_executor(None, partial(collector.collect, dry_run=dry_run))
+        try:
+            while not (await asyncio.wait([collecting], timeout=ALONE_EVERY_S))[0]:
+                await require_alone()
+        finally:  # of two that remove blobs one could take what the other has just pardoned
+            collector.give_up()
+            await asyncio.wait([collecting])
+            collecting.exception()  # it counts as seen: what is raised here tells more
+        collected = collecting.result()
         if not dry_run:
             await self._guard.measured(_by_experiment(collected))
         report = asdict(collected) | {"expired_checkpoints": checkpoints, "expired_logs": logs}
         report[KEPT_LOGS_S] = self._retention.logs.total_seconds()
-        is_it = artifact_collection.c.collection_id == collection_id
-        end = update(artifact_collection).where(is_it).values(report=report, finished_at=func.clock_timestamp())
-        async with self._engine.begin() as connection:
-            row = (await connection.execute(end.returning(artifact_collection))).one()
-        return Collection(*row)
+        return report
 
     async def _expire(self, *, dry_run: bool) -> tuple[int, int]:
         """Removes checkpoints and logs that are past their time; how many folders each."""

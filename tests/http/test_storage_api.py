@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import insert, text
 from typer.testing import CliRunner, Result
 
+from mlplat.artifacts.blobs import CONDEMNED_KEY
+from mlplat.artifacts.objects import ObjectInfo
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.cli import app
+from mlplat.db.engine import CONNECTION_ERRORS
+from mlplat.db.removals import REMOVALS
+from mlplat.db.tables import artifact_collection
+from mlplat.errors import PlatformError
+from mlplat.storage import upkeep
 from mlplat.storage.model import Retention
 from mlplat.storage.upkeep import Upkeep
 from tests.databases import Databases
@@ -223,6 +233,51 @@ async def test_logs_that_are_to_be_kept_for_less_time_go_with_the_next_collectio
                 assert collection.report is not None
                 assert collection.report["expired_logs"] == expected
             assert not store.files(folder)
+
+
+async def test_a_collection_that_is_cut_short_is_over(databases: Databases, tmp_path: Path) -> None:
+    async with open_stack(databases, tmp_path) as stack:
+        transport = httpx.ASGITransport(app=stack.app, client=("127.0.0.1", 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            objects = stack.services.artifacts.objects
+            objects.write(CONDEMNED_KEY, b"?")
+            expect_error(await http.post(f"{STORAGE}/collections", json={}), 409, "INVALID_STATE", "damaged")
+            objects.delete(CONDEMNED_KEY)
+            async with stack.engine.begin() as connection:  # of a process that was killed
+                await connection.execute(insert(artifact_collection).values(dry_run=False))
+            assert (await http.post(f"{STORAGE}/collections", json={})).json()["report"] is not None
+            found = (await http.get(f"{STORAGE}/collections")).json()
+            assert [each["report"] is not None for each in found] == [True, False, False]
+            assert all(each["finished_at"] is not None for each in found)
+
+
+async def test_a_collection_ends_when_it_may_not_be_the_only_one_any_more(
+    databases: Databases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "ALONE_EVERY_S", 0.01)
+    async with open_stack(databases, tmp_path) as stack:
+        release, walk = threading.Event(), stack.services.artifacts.objects.walk
+
+        def slow(folder: str) -> Iterator[ObjectInfo]:
+            assert release.wait(30)
+            yield from walk(folder)
+
+        monkeypatch.setattr(stack.services.artifacts.objects, "walk", slow)
+        collecting = asyncio.create_task(stack.services.upkeep.collect())
+        lost = text("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objid = :key "
+                    "AND database = (SELECT oid FROM pg_database WHERE datname = current_database())")  # fmt: skip
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            async with stack.engine.begin() as connection:
+                if (await connection.execute(lost, {"key": REMOVALS})).all():
+                    break
+        await asyncio.wait([collecting], timeout=1)
+        release.set()
+        with pytest.raises((PlatformError, *CONNECTION_ERRORS)):
+            await collecting
+        monkeypatch.undo()
+        assert (await stack.services.upkeep.last())[0].report is None
+        assert (await stack.services.upkeep.collect()).report is not None
 
 
 async def test_what_is_damaged_is_named_and_healed_by_the_same_bytes(databases: Databases, tmp_path: Path) -> None:
