@@ -180,6 +180,12 @@ async def test_an_experiment_with_a_quota_takes_no_more_than_that(http: httpx.As
     assert answer.json() == {"used_bytes": 300_000}
     assert (await _put(http, f"{folder}/second")).status_code == 200
     expect_error(await _put(http, f"{folder}/third"), 507, "RESOURCE_EXHAUSTED", "600000")
+    mpu = "/api/2.0/mlflow-artifacts/mpu"
+    upload = (await http.post(f"{mpu}/create/{folder}", json={"path": "/x/third", "num_parts": 1})).json()
+    part = await http.put(upload["credentials"][0]["url"], content=BODY)
+    parts = [{"part_number": 1, "etag": part.headers["ETag"]}]
+    body = {"path": "/x/third", "upload_id": upload["upload_id"], "parts": parts}
+    expect_error(await http.post(f"{mpu}/complete/{folder}", json=body), 507, "RESOURCE_EXHAUSTED", "300000 more")
     entry = (await http.get(f"/api/v1/artifacts/files/{folder}/first")).json()
     refused = await http.put(f"/api/v1/artifacts/files/{folder}/third", json=entry)
     expect_error(refused, 507, "RESOURCE_EXHAUSTED", "300000 more do not fit")
