@@ -13,7 +13,7 @@ from cluster.connection import connect, living_record, plain_errors
 from cluster.unfinished import require_finished
 from mlplat import __version__
 from mlplat.backup.catalog import open_place
-from mlplat.backup.model import Backup
+from mlplat.backup.model import SHARED, Backup
 from mlplat.backup.taking import take_backup
 from mlplat.backup.tree import Tree
 from mlplat.backup.tree import plain_errors as plain_storage_errors
@@ -54,10 +54,17 @@ def back_up(settings: Settings, target: str, tally: Tally = no_tally) -> Backup:
 def _require_apart(config: PlatformConfig, place: Tree) -> None:
     folder = place.folder
     if folder is None:
-        inside = f"{place.url.rstrip('/')}/".startswith(f"{config.artifacts_url.rstrip('/')}/")
+        target, artifacts = f"{place.url.rstrip('/')}/", f"{config.artifacts_url.rstrip('/')}/"
+        overlap = target.startswith(artifacts) or artifacts.startswith(f"{target}{SHARED}")
     else:
         local = config.artifacts_url.removeprefix("file://") if config.artifacts_url.startswith("file://") else None
         sources = [Path(source).resolve() for source in (config.state_dir, local) if source is not None]
-        inside = any(folder.resolve().is_relative_to(source) for source in sources)
-    if inside:
-        raise InvalidInput(f"{place.url.removeprefix('file://')} lies in what is to be backed up, and would go with it")
+        target_folder = folder.resolve()
+        overlap = any(
+            target_folder.is_relative_to(source) or source.is_relative_to(target_folder / SHARED) for source in sources
+        )
+    if overlap:
+        raise InvalidInput(
+            f"{place.url.removeprefix('file://')} lies in what is to be backed up, or the other way round: "
+            "one would go into the other"
+        )

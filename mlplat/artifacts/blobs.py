@@ -78,14 +78,13 @@ class Blobs:
             found = self._write(digest, PACKED if is_packed else "", stored)
         return Chunk(digest, size, found)
 
-    def adopt(self, digest: str, copy: Callable[[str], None]) -> None:
-        """Has ``copy`` write the bytes with this SHA-256, uncompressed, to the key that it is given."""
+    def adopt(self, digest: str, copy: Callable[[str], bool]) -> bool:
+        """Has ``copy`` write the bytes with this SHA-256, uncompressed, to the key that it gets; what it returns."""
         condemned = self._look().keys
         for generation in GENERATIONS:
             key = key_of(check_digest(digest), generation)
             if key not in condemned:
-                copy(key)
-                return
+                return copy(key)
         raise _too_often(digest)
 
     def find(self, digest: str) -> str | None:

@@ -157,11 +157,15 @@ class Bucket:
             return None
         return int(found["ContentLength"]) if found.get("ChecksumSHA256") == _base64(sha256) else None
 
-    def copy(self, source: str, target: str) -> None:
-        """Copies an object within the bucket."""
+    def copy(self, source: str, target: str) -> bool:
+        """Copies an object within the bucket; False: there is none."""
         where = {"Bucket": self._bucket, "Key": self._prefix + source}
-        with self._told():
-            self._call("copy_object", Key=self._prefix + target, CopySource=where)
+        try:
+            with self._told():
+                self._call("copy_object", Key=self._prefix + target, CopySource=where)
+        except FileNotFoundError:
+            return False
+        return True
 
     def _sign(self, method: str, key: str, more: dict[str, str]) -> str:
         with self._told():

@@ -7,6 +7,8 @@ written last: a collection that dies at any point has only to be run again.
 
 from __future__ import annotations
 
+import re
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +23,7 @@ from mlplat.artifacts.blobs import BLOBS, CONDEMNED_KEY, GENERATIONS, Condemned,
 from mlplat.artifacts.entry import HEADER_BYTES, SURE_BYTES, Entry, decode, decode_header
 from mlplat.artifacts.folder import UPLOADS
 from mlplat.artifacts.objects import ObjectInfo, Objects
-from mlplat.errors import InvalidInput
+from mlplat.errors import InvalidInput, Unavailable
 
 #: The shortest grace period for stores in use, in seconds: longer than any write takes.
 MIN_GRACE_S = 3_600.0
@@ -31,6 +33,8 @@ SCRATCH_S = 24 * 3_600.0
 MAX_CONDEMNED = 500_000
 READERS = 16
 _OWN = (BLOBS, CONDEMNED_KEY.partition("/")[0])
+#: What disks and people leave among the blobs has other names.
+_BLOB = re.compile(r".*/[0-9a-f]{64}(\.zst)?(\.\d+)?\Z", re.ASCII)
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -81,12 +85,17 @@ class Collector:
         self._digests = digests
         self._grace_s = grace_s
         self._clock = clock
+        self._given_up = threading.Event()
+
+    def give_up(self) -> None:
+        """Ends a collection that is under way in another thread, before it removes or publishes anything more."""
+        self._given_up.set()
 
     def collect(self, *, dry_run: bool = False) -> Collected:
         """Runs one collection; blocks.
 
         Raises:
-            Corrupted, StorageFull, Unavailable: it can be run again.
+            Corrupted, StorageFull, Unavailable: it was cut short, and can be run again.
         """
         report = Collected()
         before = read_condemned(self._objects)
@@ -94,9 +103,12 @@ class Collector:
         marked = self._mark(report)
         if report.damaged:
             return report
-        after = dict[str, float]()
+        after, fresh = dict[str, float](), list[str]()
         now = self._clock()
         for info in self._objects.walk(BLOBS):
+            self._require_wanted()
+            if not _BLOB.match(info.key):
+                continue
             report.blobs += 1
             report.blob_bytes += info.size
             if _is_in(info.key, marked):
@@ -109,13 +121,26 @@ class Collector:
                     after[info.key] = since
                 else:
                     self._objects.delete(info.key)
-            elif since is not None or (now - info.modified_s >= self._grace_s and len(after) < MAX_CONDEMNED):
+            elif since is not None or self._may_go(info, now, len(after) + len(fresh)):
                 report.condemned += 1
                 report.condemned_bytes += info.size
-                after[info.key] = now if since is None else since
+                if since is not None:
+                    after[info.key] = since
+                else:
+                    fresh.append(info.key)
+        # Not before it is published can anybody know of it: removing others may have taken hours.
+        after |= dict.fromkeys(fresh, self._clock())
+        self._require_wanted()
         if not dry_run and after != before.keys:
             self._objects.write(CONDEMNED_KEY, msgspec.json.encode(Condemned(after)))
         return report
+
+    def _may_go(self, info: ObjectInfo, now: float, condemned: int) -> bool:
+        return now - info.modified_s >= self._grace_s and condemned < MAX_CONDEMNED
+
+    def _require_wanted(self) -> None:
+        if self._given_up.is_set():
+            raise Unavailable("the collection was given up")
 
     def _mark(self, report: Collected) -> Hashes:
         """Hashes of all blobs that are referred to, sorted."""
@@ -123,6 +148,7 @@ class Collector:
         found = [_hashes(by_digest)]
         with ThreadPoolExecutor(READERS, "collector") as pool:
             for batch in _batches(self._entries()):
+                self._require_wanted()
                 for info, entry in pool.map(self._read, batch):
                     if entry is None:
                         report.damaged.append(info.key)

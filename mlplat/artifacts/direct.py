@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from mlplat.artifacts.blobs import key_of
 from mlplat.artifacts.bucket import Bucket
+from mlplat.artifacts.chunking import MAX_CHUNK_BYTES
 from mlplat.artifacts.entry import Entry
 from mlplat.artifacts.folder import UPLOADS
 from mlplat.artifacts.store import ArtifactStore
@@ -49,7 +50,7 @@ class DirectTransfers:
         """Makes blobs of chunks, SHA-256 and size of each, that were sent; blocks.
 
         Raises:
-            InvalidInput: other bytes were sent; they are removed.
+            InvalidInput: other bytes were sent; they are removed. Or the chunk is larger than chunks are.
             NotFound: nothing was sent, or that was accepted before.
         """
         list(self._pool.map(self._accept, chunks))
@@ -59,11 +60,12 @@ class DirectTransfers:
         bucket = self._bucket
         if bucket is None:
             raise InvalidInput("this platform's files do not go straight to a bucket")
+        if not 0 < size <= MAX_CHUNK_BYTES:
+            raise InvalidInput(f"a chunk with {size} bytes; chunks have at most {MAX_CHUNK_BYTES} bytes")
         staged = _staged(digest)
-        if bucket.checked_size(staged, digest) == size:
-            self._store.blobs.adopt(digest, lambda key: bucket.copy(staged, key))
-        else:
-            body = bucket.read(staged)
+        is_sound = bucket.checked_size(staged, digest) == size
+        if not (is_sound and self._store.blobs.adopt(digest, lambda key: bucket.copy(staged, key))):
+            body = bucket.read(staged, 0, size + 1)
             if body is None:
                 if self._store.blobs.find(digest) is not None:  # somebody else was faster
                     return

@@ -48,6 +48,17 @@ class PartUploads:
         self._store.store_entry(_key(upload, number), entry)
         return entry.sha256
 
+    def size(self, upload: str, numbers: Sequence[int]) -> int:
+        """Bytes of the file that these parts will make.
+
+        Raises:
+            NotFound: no such upload (any more), or a part is missing.
+            InvalidInput: there are too many.
+        """
+        self._require(upload)
+        _require_few(numbers)
+        return sum(self._part(upload, number).size for number in numbers)
+
     def join(self, upload: str, parts: Sequence[tuple[int, str | None]], path: str) -> Entry:
         """Makes a file of parts, in the order given, and ends the upload. Again for the same path does nothing.
 
@@ -63,8 +74,7 @@ class PartUploads:
         if (joined := self._marker(upload)) and joined == path.encode():
             return self._store.entry(path)
         self._require(upload)
-        if len(parts) > MAX_PARTS:
-            raise InvalidInput(f"a file has at most {MAX_PARTS} parts, not {len(parts)}")
+        _require_few(parts)
         chunks, whole = list[Chunk](), hashlib.sha256()
         for number, digest in parts:
             part = self._part(upload, number)
@@ -104,6 +114,11 @@ class PartUploads:
 
 def _key(upload: str, number: int) -> str:
     return f"{UPLOADS}/{upload}/{number}"
+
+
+def _require_few(parts: Sequence[object]) -> None:
+    if len(parts) > MAX_PARTS:
+        raise InvalidInput(f"a file has at most {MAX_PARTS} parts, not {len(parts)}")
 
 
 def _checked(upload: str) -> str:

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-from sqlalchemy import JSON, Column, Table, Text, cast, func, select
-from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy import ARRAY, JSON, BigInteger, Column, String, Table, Text, cast, func, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mlplat.db.tables import metadata
 
@@ -24,6 +23,10 @@ _WITHOUT = {
 }  # fmt: skip
 
 
+#: Pages of a table that one statement searches, 2 MiB: statements have a time limit, and tables none.
+PAGES = 256
+
+
 def referring_columns() -> list[tuple[Table, Column[object]]]:
     """The columns that are searched."""
     return [
@@ -31,7 +34,7 @@ def referring_columns() -> list[tuple[Table, Column[object]]]:
         for table in metadata.sorted_tables
         if table.name not in _WITHOUT
         for column in table.columns
-        if isinstance(column.type, Text | JSON | JSONB)
+        if isinstance(column.type, String | JSON | ARRAY)
     ]
 
 
@@ -41,6 +44,14 @@ async def referred_digests(engine: AsyncEngine) -> AsyncIterator[str]:
         connection = await plain.execution_options(isolation_level="REPEATABLE READ", stream_results=True)
         for table, column in referring_columns():
             found = func.regexp_matches(cast(column, Text), _DIGEST, "g")
-            result = await connection.stream(select(found).select_from(table))
-            async for row in result:
-                yield row[0][0]
+            for start in range(0, await _pages(connection, table), PAGES):
+                within = text("ctid >= CAST(:start AS tid) AND ctid < CAST(:end AS tid)")
+                bounds = {"start": f"({start},0)", "end": f"({start + PAGES},0)"}
+                result = await connection.stream(select(found).select_from(table).where(within), bounds)
+                async for row in result:
+                    yield row[0][0]
+
+
+async def _pages(connection: AsyncConnection, table: Table) -> int:
+    size = func.pg_relation_size(func.to_regclass(table.name)) / cast(func.current_setting("block_size"), BigInteger)
+    return int((await connection.execute(select(size), execution_options={"stream_results": False})).scalar_one())

@@ -307,8 +307,9 @@ class ArtifactStore:
                 future.cancel()
 
     def _require(self, chunks: Sequence[Chunk]) -> None:
-        for chunk in chunks:
-            if not self.blobs.still_there(chunk):
+        wanted = list(dict.fromkeys(chunks))
+        for chunk, is_there in zip(wanted, self._pool.map(self.blobs.still_there, wanted), strict=True):
+            if not is_there:
                 raise MissingChunks(
                     f"the write took too long: blob {chunk.sha256} was collected meanwhile; write again"
                 )

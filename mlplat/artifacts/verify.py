@@ -13,7 +13,7 @@ from mlplat.artifacts.entry import decode
 from mlplat.artifacts.folder import UPLOADS
 from mlplat.artifacts.objects import ObjectInfo
 from mlplat.artifacts.store import ArtifactStore
-from mlplat.errors import Corrupted, InvalidInput
+from mlplat.errors import Corrupted, InvalidInput, NotFound
 
 READERS = 4
 AHEAD = 64
@@ -37,10 +37,8 @@ def verify(store: ArtifactStore, *, repair: bool = False) -> Iterator[Checked]:
     """
     damaged, present = set[str](), set[str]()
     with ThreadPoolExecutor(READERS, "verify") as pool:
-        for blob in _mapped(pool, partial(_check_blob, store), store.objects.walk(BLOBS)):
+        for blob in _mapped(pool, partial(_check_blob, store, repair=repair), store.objects.walk(BLOBS)):
             (damaged if blob.problem else present).add(blob.name)
-            if blob.problem and repair:
-                store.objects.delete(blob.name)
             yield blob
         yield from _mapped(pool, partial(_check_file, store, present, damaged), _files(store))
 
@@ -53,6 +51,8 @@ def verify_folder(store: ArtifactStore, path: str) -> Iterator[Checked]:
             yield Checked(name, sum(map(len, store.read(name))))
         except Corrupted as error:
             yield Checked(name, 0, error.message)
+        except NotFound:  # deleted meanwhile
+            yield Checked(name, 0)
 
 
 def _files(store: ArtifactStore) -> Iterator[ObjectInfo]:
@@ -63,7 +63,14 @@ def _files(store: ArtifactStore) -> Iterator[ObjectInfo]:
             yield from store.objects.walk(child.name)
 
 
-def _check_blob(store: ArtifactStore, info: ObjectInfo) -> Checked:
+def _check_blob(store: ArtifactStore, info: ObjectInfo, *, repair: bool) -> Checked:
+    found = _look_at(store, info)
+    if found.problem and repair:  # at once: whoever is told takes his time, and somebody else may heal it by then
+        store.objects.delete(info.key)
+    return found
+
+
+def _look_at(store: ArtifactStore, info: ObjectInfo) -> Checked:
     stored = store.objects.read(info.key)
     if stored is None:  # collected meanwhile
         return Checked(info.key, 0)

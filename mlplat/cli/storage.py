@@ -12,7 +12,7 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 from rich.console import Console
 
 from mlplat.cli.tables import plain_table
-from mlplat.errors import InvalidInput
+from mlplat.errors import InvalidInput, Unavailable
 from mlplat.sdk.client import API, Client, client_for, default_url
 from mlplat.tally import human_bytes
 
@@ -55,10 +55,10 @@ def collect_command(
     found = client.post(f"{STORAGE}/collections", {"dry_run": dry_run})
     while found["finished_at"] is None:
         time.sleep(POLL_S)
-        found = next(
-            each for each in client.get(f"{STORAGE}/collections") if each["collection_id"] == found["collection_id"]
-        )
+        found = _again(client, found["collection_id"])
     report = found["report"]
+    if report is None:
+        raise Unavailable("the collection was cut short; run it again")
     table = plain_table("what", "would be removed" if dry_run else "removed", "bytes")
     table.add_row("blobs", str(report["freed"]), human_bytes(report["freed_bytes"]))
     table.add_row("uploads given up", str(report["scratch"]), human_bytes(report["scratch_bytes"]))
@@ -123,5 +123,5 @@ def parse_size(text: str) -> int:
 
 def _again(client: Client, collection_id: int) -> dict[str, Any]:
     """The collection as it is now. Any: JSON."""
-    found: list[dict[str, Any]] = client.get(f"{STORAGE}/collections")
+    found: list[dict[str, Any]] = client.get(f"{STORAGE}/collections", limit=1_000)
     return next(each for each in found if each["collection_id"] == collection_id)

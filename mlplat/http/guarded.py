@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from mlplat.http.services import Services
-from mlplat.storage.model import owner_of
+from mlplat.storage.guard import held
 
 
 @dataclass
@@ -27,8 +27,9 @@ async def guarded(services: Services, path: str, size: int) -> AsyncIterator[Wri
         StorageFull: the experiment has no room for it.
     """
     guard = services.guard
-    if await guard.hold_on(owner_of(path)) is not None and await asyncio.to_thread(services.artifacts.has, path):
-        await guard.require_changeable(path)
+    hold = await guard.hold_at(path)
+    if hold is not None and await asyncio.to_thread(services.artifacts.has, path):
+        raise held(path, hold)
     await guard.require_room(path, size)
     written = Written()
     yield written

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mlplat.db.tables import experiment, legal_hold, run, storage_quota
 from mlplat.errors import InvalidInput, NotFound, PermissionDenied, StorageFull
+from mlplat.storage.held import held_below, owners_of
 from mlplat.storage.model import MAX_REASON, Hold, HoldKind, Owner, Quota, Subject, owner_of, parse_subject
 
 #: A hold or quota of another process is obeyed after so long.
@@ -76,7 +77,7 @@ class StorageGuard:
     async def hold_on(self, owner: Owner, *, fresh: bool = False) -> Hold | None:
         """The hold on an owner's files, None when there is none."""
         await self._look(fresh=fresh)
-        return next((self._holds[subject] for subject in owner.subjects if subject in self._holds), None)
+        return self._hold_on(owner)
 
     async def set_quota(self, experiment_id: int, limit_bytes: int | None, used_bytes: int) -> None:
         """Limits the artifacts of an experiment; None: no longer.
@@ -99,18 +100,29 @@ class StorageGuard:
         await self._look(fresh=True)
         return [quota for _id, quota in sorted(self._quotas.items())]
 
-    async def require_changeable(self, path: str) -> None:
-        """Asks whether what lies at a path may be replaced or removed.
+    async def hold_at(self, path: str) -> Hold | None:
+        """The hold on what lies at a path, whether the path or only the database tells whose that is."""
+        await self._look()
+        hold = self._hold_on(owner_of(path))
+        if hold is not None or not self._holds:
+            return hold
+        async with self._engine.connect() as connection:
+            owners = await owners_of(connection, path)
+        return next((hold for hold in map(self._hold_on, owners) if hold is not None), None)
+
+    async def require_removable(self, path: str) -> None:
+        """Asks whether a file, or a folder with all in it, may be removed.
 
         Raises:
-            PermissionDenied: a legal hold is on it.
+            PermissionDenied: a legal hold is on it, or on something in it.
         """
-        hold = await self.hold_on(owner_of(path))
+        hold = await self.hold_at(path)
+        if hold is None and self._holds:
+            async with self._engine.connect() as connection:
+                subject = await held_below(connection, path)
+            hold = None if subject is None else self._holds.get(subject)
         if hold is not None:
-            raise PermissionDenied(
-                f"The artifact '{path}' is under a legal hold ({hold.subject}: {hold.reason}): "
-                "it can neither be changed nor removed."
-            )
+            raise held(path, hold)
 
     async def require_room(self, path: str, size: int) -> None:
         """Asks whether ``size`` bytes more may be written to a path.
@@ -146,6 +158,9 @@ class StorageGuard:
                 await connection.execute(update(storage_quota).where(is_it).values(used_bytes=used))
         self._looked_at = float("-inf")
 
+    def _hold_on(self, owner: Owner) -> Hold | None:
+        return next((self._holds[subject] for subject in owner.subjects if subject in self._holds), None)
+
     def _quota_of(self, path: str) -> Quota | None:
         experiment_id = owner_of(path).experiment_id
         return None if experiment_id is None or not self._quotas else self._quotas.get(int(experiment_id))
@@ -161,3 +176,11 @@ class StorageGuard:
         self._holds = {hold.subject: hold for hold in found}
         self._quotas = {row.experiment_id: Quota(*row) for row in quotas}
         self._looked_at = now
+
+
+def held(path: str, hold: Hold) -> PermissionDenied:
+    """What is raised instead of replacing or removing what is at a path."""
+    return PermissionDenied(
+        f"The artifact '{path}' is under a legal hold ({hold.subject}: {hold.reason}): "
+        "it can neither be changed nor removed."
+    )

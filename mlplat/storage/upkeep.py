@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
-from sqlalchemy import func, insert, literal_column, select, update
+from sqlalchemy import Null, func, insert, literal_column, null, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mlplat.artifacts.collector import Collected, Collector
@@ -21,20 +24,24 @@ from mlplat.db.removals import removing
 from mlplat.db.tables import artifact_collection, pipeline_run, run
 from mlplat.errors import Overloaded, PlatformError
 from mlplat.storage.guard import StorageGuard
-from mlplat.storage.model import Owner, Retention
+from mlplat.storage.model import Owner, Retention, owner_of
 from mlplat.storage.usage import StorageUse, storage_use
 
 PIPELINES = "pipelines"
 BATCH = 500
+#: In a report: for how long logs were kept, in seconds.
+KEPT_LOGS_S = "kept_logs_s"
 #: How often is looked whether it is time.
 LOOK_EVERY_S = 300.0
+#: How often a collection looks whether it is still the only one.
+ALONE_EVERY_S = 5.0
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Collection:
     """A collection. ``report``: see ``Collected``, with ``expired_checkpoints`` and ``expired_logs``, folders that
-    were past their time; None while it is under way, or when it was cut short."""
+    were past their time; None while it is under way, and when it was cut short."""
 
     collection_id: int
     dry_run: bool
@@ -59,8 +66,15 @@ class Upkeep:
             Overloaded: another is under way, or a purge or a backup.
             Corrupted, StorageFull, Unavailable: it was cut short; run it again.
         """
-        async with removing(self._engine):
-            return await self._collect(dry_run=dry_run)
+        async with removing(self._engine) as require_alone:
+            collection_id = await self._begin(dry_run=dry_run)
+            try:
+                report = await self._collect(require_alone, dry_run=dry_run)
+            except BaseException:
+                with suppress(*CONNECTION_ERRORS):
+                    await self._end(collection_id, null())
+                raise
+            return await self._end(collection_id, report)
 
     async def collect_when_due(self) -> None:
         """Runs collections for ever, one in each interval; what stops one is logged, and it is tried again later."""
@@ -75,6 +89,8 @@ class Upkeep:
                 continue
             except (PlatformError, *CONNECTION_ERRORS) as error:
                 _log.warning("artifacts were not collected: %s", error)
+            except Exception:  # whatever it is, the next one may come to its end
+                _log.exception("artifacts were not collected")
 
     async def last(self, *, limit: int = 1, finished: bool = False) -> list[Collection]:
         """The newest collections; only real ones that came to their end if ``finished``."""
@@ -94,22 +110,41 @@ class Upkeep:
         found = await self.last(finished=True)
         return not found or found[0].started_at <= datetime.now(UTC) - every
 
-    async def _collect(self, *, dry_run: bool) -> Collection:
+    async def _begin(self, *, dry_run: bool) -> int:
+        """The id of a collection. Others are over, whether they could say so or not."""
+        is_open = artifact_collection.c.finished_at.is_(None)
         begin = insert(artifact_collection).values(dry_run=dry_run).returning(artifact_collection.c.collection_id)
         async with self._engine.begin() as connection:
-            collection_id = (await connection.execute(begin)).scalar_one()
-        checkpoints, logs = await self._expire(dry_run=dry_run)
-        digests = [digest async for digest in referred_digests(self._engine)]
-        collector = Collector(self._store.objects, lambda: digests, self._retention.grace.total_seconds())
-        collected = await asyncio.to_thread(collector.collect, dry_run=dry_run)
-        if not dry_run:
-            await self._guard.measured(_by_experiment(collected))
-        report = asdict(collected) | {"expired_checkpoints": checkpoints, "expired_logs": logs}
+            await connection.execute(
+                update(artifact_collection).where(is_open).values(finished_at=func.clock_timestamp())
+            )
+            return int((await connection.execute(begin)).scalar_one())
+
+    async def _end(self, collection_id: int, report: dict[str, Any] | Null) -> Collection:
         is_it = artifact_collection.c.collection_id == collection_id
         end = update(artifact_collection).where(is_it).values(report=report, finished_at=func.clock_timestamp())
         async with self._engine.begin() as connection:
-            row = (await connection.execute(end.returning(artifact_collection))).one()
-        return Collection(*row)
+            return Collection(*(await connection.execute(end.returning(artifact_collection))).one())
+
+    async def _collect(self, require_alone: Callable[[], Awaitable[None]], *, dry_run: bool) -> dict[str, Any]:
+        """The report. Any: JSON."""
+        checkpoints, logs = await self._expire(dry_run=dry_run)
+        digests = [digest async for digest in referred_digests(self._engine)]
+        collector = Collector(self._store.objects, lambda: digests, self._retention.grace.total_seconds())
+        collecting = asyncio.get_running_loop().run_in_executor(None, partial(collector.collect, dry_run=dry_run))
+        try:
+            while not (await asyncio.wait([collecting], timeout=ALONE_EVERY_S))[0]:
+                await require_alone()
+        finally:  # of two that remove blobs one could take what the other has just pardoned
+            collector.give_up()
+            await asyncio.wait([collecting])
+            collecting.exception()  # it counts as seen: what is raised here tells more
+        collected = collecting.result()
+        if not dry_run:
+            await self._guard.measured(_by_experiment(collected))
+        report = asdict(collected) | {"expired_checkpoints": checkpoints, "expired_logs": logs}
+        report[KEPT_LOGS_S] = self._retention.logs.total_seconds()
+        return report
 
     async def _expire(self, *, dry_run: bool) -> tuple[int, int]:
         """Removes checkpoints and logs that are past their time; how many folders each."""
@@ -154,25 +189,43 @@ class Upkeep:
         return removed
 
     async def _expire_consoles(self, *, dry_run: bool) -> int:
-        """The consoles of runs that ended so long ago; those that ended before the last collection's limit are gone."""
+        """The consoles of runs that ended so long ago; those that the last collection looked at are gone."""
+        since = await self._looked_at_until()
+        removed, after = 0, ""
+        while True:
+            query = (
+                select(run.c.run_id, run.c.experiment_id, run.c.artifact_uri)
+                .where(run.c.run_id > after, run.c.ended_at <= func.now() - self._retention.logs)
+                .where(run.c.ended_at >= since if since is not None else literal_column("true"))
+                .order_by(run.c.run_id)
+                .limit(BATCH)
+            )
+            # The transaction ends before the files are looked at: servers do not let it idle.
+            async with self._engine.connect() as connection:
+                rows = (await connection.execute(query)).all()
+            for row in rows:
+                owner = Owner(str(row.experiment_id), row.run_id)
+                removed += await self._remove_console(owner, served_path(row.artifact_uri), dry_run)
+            if len(rows) < BATCH:
+                return removed
+            after = rows[-1].run_id
+
+    async def _looked_at_until(self) -> datetime | None:
+        """The consoles of runs that ended before are gone; None: nobody knows, as logs were kept for another time."""
         last = await self.last(finished=True)
-        since = last[0].started_at - self._retention.logs - timedelta(days=1) if last else None
-        query = select(run.c.run_id, run.c.experiment_id, run.c.artifact_uri).where(
-            run.c.ended_at <= func.now() - self._retention.logs,
-            run.c.ended_at >= since if since is not None else literal_column("true"),
-        )
-        removed = 0
-        async with self._engine.connect() as plain:
-            connection = await plain.execution_options(stream_results=True)
-            async for row in await connection.stream(query):
-                path = served_path(row.artifact_uri)
-                if path is None or await self._guard.hold_on(Owner(str(row.experiment_id), row.run_id)):
-                    continue
-                if await asyncio.to_thread(self._store.list, f"{path}/{CONSOLE}"):
-                    removed += 1
-                    if not dry_run:
-                        await asyncio.to_thread(self._store.delete, f"{path}/{CONSOLE}")
-        return removed
+        report = last[0].report if last else None
+        if report is None or report.get(KEPT_LOGS_S) != self._retention.logs.total_seconds():
+            return None
+        return last[0].started_at - self._retention.logs - timedelta(days=1)
+
+    async def _remove_console(self, owner: Owner, path: str | None, dry_run: bool) -> bool:
+        if path is None or await self._guard.hold_on(owner) or await self._guard.hold_on(owner_of(path)):
+            return False
+        if not await asyncio.to_thread(self._store.list, f"{path}/{CONSOLE}"):
+            return False
+        if not dry_run:
+            await asyncio.to_thread(self._store.delete, f"{path}/{CONSOLE}")
+        return True
 
 
 def _by_experiment(collected: Collected) -> dict[int, int]:

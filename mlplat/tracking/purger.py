@@ -23,7 +23,7 @@ from mlplat.db.tables import experiment, logged_model, metadata, model_version, 
 from mlplat.errors import InvalidInput
 from mlplat.metrics import changes
 from mlplat.storage.guard import StorageGuard
-from mlplat.storage.model import Owner
+from mlplat.storage.model import Owner, owner_of
 from mlplat.tracking.metric_outbox import MetricOutbox, MetricStorePort, note
 from mlplat.tracking.model import DEFAULT_EXPERIMENT_ID
 from mlplat.tracking.purge import DeletedRun, Holders, Kept, PurgeReport, Scope, run_folder, split
@@ -123,6 +123,8 @@ class Purger:
         kept: list[Kept] = []
         for each in runs:
             hold = await self._guard.hold_on(Owner(str(each.experiment_id), each.run_id), fresh=not taken and not kept)
+            if hold is None:  # the run may have left a held experiment, its files have not
+                hold = await self._guard.hold_on(owner_of(served_path(each.artifact_uri) or ""))
             if hold is None:
                 taken.append(each)
             else:

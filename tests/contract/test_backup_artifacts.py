@@ -127,6 +127,21 @@ def test_each_backup_has_the_files_of_its_time(source: Tree, place: Tree, target
     assert everything(target) == FILES
 
 
+def test_a_blob_that_was_compressed_anew_is_the_same_to_earlier_backups(
+    source: Tree, place: Tree, target: Tree
+) -> None:
+    key, body = blob_key(LARGE, ".zst"), bytes(pa.Codec("zstd", compression_level=19).compress(LARGE, asbytes=True))
+    assert len(body) != len(FILES[key])
+    first, _copied = backup(source, place)
+    index = b"".join(place.read(f"b/{INDEX}"))
+    put(source, {key: body})
+    backup(source, place)
+    put(place, {f"b/{INDEX}": index})  # the first one's
+    assert list(check_artifacts(place, first)) == []
+    assert load_artifacts(place, first, target) == []
+    assert everything(target).keys() == FILES.keys()
+
+
 def test_uploads_stay_behind(tmp_path: Path) -> None:
     source, place = Tree(f"file://{tmp_path}/artifacts", scratch=UPLOADS), open_place(f"file://{tmp_path}/backups")
     folder = tmp_path / "artifacts" / ".uploads"

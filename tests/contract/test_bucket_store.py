@@ -11,6 +11,7 @@ import pytest
 
 from mlplat.artifacts.blobs import Blobs
 from mlplat.artifacts.bucket import Bucket, checksum_headers
+from mlplat.artifacts.chunking import MAX_CHUNK_BYTES
 from mlplat.artifacts.collector import SCRATCH_S, Collected, Collector
 from mlplat.artifacts.direct import DirectTransfers
 from mlplat.artifacts.parts import PartUploads
@@ -111,6 +112,33 @@ def test_chunks_straight_to_the_bucket_become_blobs_when_their_bytes_are_right(s
     assert httpx.get(url).content == body == _read(store, "1/run/file")
     assert list(store.objects.walk(".uploads")) == []
     assert not DirectTransfers(store, allowed=False).are_possible
+
+
+def test_a_chunk_that_two_send_at_once_is_accepted_of_both(
+    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(store.objects, Bucket)
+    body, real = LARGE[:1_000_000], store.objects.checked_size
+    digest = hashlib.sha256(body).hexdigest()
+    [url] = DirectTransfers(store, allowed=True).urls_to_write([digest]).values()
+    assert httpx.put(url, content=body, headers=checksum_headers(digest)).status_code == 200
+
+    def looked(key: str, sha256: str) -> int | None:
+        """The other one is accepted between the look and what follows."""
+        found = real(key, sha256)
+        monkeypatch.undo()
+        DirectTransfers(store, allowed=True).accept([(digest, len(body))])
+        return found or len(body)
+
+    monkeypatch.setattr(store.objects, "checked_size", looked)
+    DirectTransfers(store, allowed=True).accept([(digest, len(body))])
+    assert store.missing([digest]) == []
+
+
+@pytest.mark.parametrize("size", [-1, 0, MAX_CHUNK_BYTES + 1])
+def test_what_is_no_chunk_is_not_accepted(store: ArtifactStore, size: int) -> None:
+    with pytest.raises(InvalidInput, match="chunks have at most"):
+        DirectTransfers(store, allowed=True).accept([("0" * 64, size)])
 
 
 def test_a_server_that_is_away_or_refuses_is_unavailable(

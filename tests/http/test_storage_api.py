@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
+import time
+from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import insert, text
 from typer.testing import CliRunner, Result
 
+from mlplat.artifacts.blobs import CONDEMNED_KEY
+from mlplat.artifacts.objects import ObjectInfo
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.cli import app
+from mlplat.db.engine import CONNECTION_ERRORS
+from mlplat.db.removals import REMOVALS
+from mlplat.db.tables import artifact_collection
+from mlplat.errors import PlatformError
+from mlplat.storage import upkeep
+from mlplat.storage.model import Retention
+from mlplat.storage.upkeep import Upkeep
 from tests.databases import Databases
 from tests.http.conftest import MLflow, Stack, expect_error, open_stack
 from tests.http.serving import served
@@ -74,6 +88,77 @@ async def test_a_held_experiment_holds_its_runs(http: httpx.AsyncClient, mlflow:
     assert run_id in [kept["id"] for kept in purge["kept"]]
 
 
+@pytest.mark.parametrize("disguise", ["{0}//{1}", "%2E/{0}/{1}"])
+async def test_no_spelling_of_a_path_gets_around_a_hold_or_a_quota(
+    http: httpx.AsyncClient, mlflow: MLflow, disguise: str
+) -> None:
+    experiment, run_id, folder = await _run(mlflow)
+    await _put(http, f"{folder}/model.bin")
+    await _put(http, f"{folder}/other.bin", BODY[::-1])
+    other = (await http.get(f"/api/v1/artifacts/files/{folder}/other.bin")).json()
+    await http.put(f"{STORAGE}/holds/run/{run_id}", json={"reason": "case 42"})
+    path = httpx.URL("http://localhost").copy_with(
+        raw_path=f"/api/v1/artifacts/files/{disguise.format(experiment, run_id)}/artifacts/model.bin".encode()
+    )
+    expect_error(await http.put(path, json=other), 403, "PERMISSION_DENIED", "case 42")
+    assert (await http.get(f"{FILES}/{folder}/model.bin")).content == BODY
+    await http.delete(f"{STORAGE}/holds/run/{run_id}")
+    await http.put(f"{STORAGE}/quotas/{experiment}", json={"limit_bytes": 1})
+    assert (await http.put(path, json=other)).status_code == 507
+
+
+async def test_a_folder_with_something_held_in_it_stays(http: httpx.AsyncClient, mlflow: MLflow) -> None:
+    experiment, run_id, folder = await _run(mlflow)
+    await _put(http, f"{folder}/model.bin")
+    await http.put(f"{STORAGE}/holds/run/{run_id}", json={"reason": "case 42"})
+    for path in (experiment, f"{experiment}/{run_id}"):
+        expect_error(await http.delete(f"{FILES}/{path}"), 403, "PERMISSION_DENIED", "case 42")
+    assert (await http.get(f"{FILES}/{folder}/model.bin")).content == BODY
+    await http.delete(f"{STORAGE}/holds/run/{run_id}")
+    assert (await http.delete(f"{FILES}/{experiment}")).status_code == 200
+
+
+async def test_a_hold_finds_the_files_of_runs_wherever_they_are(http: httpx.AsyncClient, mlflow: MLflow) -> None:
+    location = f"elsewhere-{os.urandom(4).hex()}/x"
+    made = await mlflow.call(
+        "POST", "experiments/create", name=location, artifact_location=f"mlflow-artifacts:/{location}"
+    )
+    run_id = await mlflow.run(made["experiment_id"])
+    await _put(http, f"{location}/{run_id}/artifacts/a")
+    await http.put(f"{STORAGE}/holds/run/{run_id}", json={"reason": "case 42"})
+    for path in (f"{location}/{run_id}/artifacts/a", location):
+        expect_error(await http.delete(f"{FILES}/{path}"), 403, "PERMISSION_DENIED", "case 42")
+    await http.delete(f"{STORAGE}/holds/run/{run_id}")
+    other = await mlflow.experiment()
+    await http.post("/api/v1/runs/move", json={"run_ids": [run_id], "experiment_id": other})
+    await http.put(f"{STORAGE}/holds/experiment/{other}", json={"reason": "audit"})
+    expect_error(await _put(http, f"{location}/{run_id}/artifacts/a", b"b"), 403, "PERMISSION_DENIED", "audit")
+    assert (await _put(http, f"{location}/{run_id}/artifacts/b", b"b")).status_code == 200
+
+
+async def test_a_run_is_not_purged_after_it_left_a_held_experiment(http: httpx.AsyncClient, mlflow: MLflow) -> None:
+    experiment, run_id, folder = await _run(mlflow)
+    await _put(http, f"{folder}/a")
+    await http.put(f"{STORAGE}/holds/experiment/{experiment}", json={"reason": "audit"})
+    body = {"run_ids": [run_id], "experiment_id": await mlflow.experiment()}
+    assert (await http.post("/api/v1/runs/move", json=body)).status_code == 200
+    await mlflow.call("POST", "runs/delete", run_id=run_id)
+    purge = (await http.post("/api/v1/purge", json={"runs": [run_id]})).json()
+    assert (purge["runs"], [kept["id"] for kept in purge["kept"]]) == (0, [run_id])
+    assert (await http.get(f"{FILES}/{folder}/a")).content == BODY
+
+
+async def test_a_held_console_grows_and_is_not_replaced(http: httpx.AsyncClient, mlflow: MLflow) -> None:
+    _experiment, run_id, folder = await _run(mlflow)
+    segment = f"{folder}/mlplat/console/host-1-1/000001.log"
+    await _put(http, segment, b"one\n")
+    await http.put(f"{STORAGE}/holds/run/{run_id}", json={"reason": "case 42"})
+    assert (await _put(http, segment, b"one\ntwo\n")).status_code == 200
+    expect_error(await _put(http, segment, b"other"), 403, "PERMISSION_DENIED", "case 42")
+    assert (await _put(http, segment.replace("000001", "000002"), b"three\n")).status_code == 200
+    assert (await http.get(f"{FILES}/{segment}")).content == b"one\ntwo\n"
+
+
 @pytest.mark.parametrize(
     ("kind", "id_", "status"),
     [
@@ -95,6 +180,12 @@ async def test_an_experiment_with_a_quota_takes_no_more_than_that(http: httpx.As
     assert answer.json() == {"used_bytes": 300_000}
     assert (await _put(http, f"{folder}/second")).status_code == 200
     expect_error(await _put(http, f"{folder}/third"), 507, "RESOURCE_EXHAUSTED", "600000")
+    mpu = "/api/2.0/mlflow-artifacts/mpu"
+    upload = (await http.post(f"{mpu}/create/{folder}", json={"path": "/x/third", "num_parts": 1})).json()
+    part = await http.put(upload["credentials"][0]["url"], content=BODY)
+    parts = [{"part_number": 1, "etag": part.headers["ETag"]}]
+    body = {"path": "/x/third", "upload_id": upload["upload_id"], "parts": parts}
+    expect_error(await http.post(f"{mpu}/complete/{folder}", json=body), 507, "RESOURCE_EXHAUSTED", "300000 more")
     entry = (await http.get(f"/api/v1/artifacts/files/{folder}/first")).json()
     refused = await http.put(f"/api/v1/artifacts/files/{folder}/third", json=entry)
     expect_error(refused, 507, "RESOURCE_EXHAUSTED", "300000 more do not fit")
@@ -128,6 +219,71 @@ async def test_a_collection_measures_and_corrects_quotas(databases: Databases, t
             assert (await http.get(f"{STORAGE}/quotas")).json()[0]["used_bytes"] == 600_000
             assert len((await http.get(f"{STORAGE}/collections")).json()) == 1
             assert stack.services.artifacts.get_blob(digest)
+
+
+async def test_logs_that_are_to_be_kept_for_less_time_go_with_the_next_collection(
+    databases: Databases, tmp_path: Path
+) -> None:
+    async with open_stack(databases, tmp_path) as stack:
+        transport = httpx.ASGITransport(app=stack.app, client=("127.0.0.1", 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            mlflow = MLflow(http)
+            _experiment, run_id, folder = await _run(mlflow)
+            await _put(http, f"{folder}/mlplat/console/host-1-1/000001.log", b"line\n")
+            ended = int((time.time() - 100 * 86_400) * 1000)
+            await mlflow.call("POST", "runs/update", run_id=run_id, status="FINISHED", end_time=ended)
+            store = stack.services.artifacts
+            for days, expected in ((365, 0), (365, 0), (30, 1), (30, 0)):
+                retention = Retention(logs=timedelta(days=days))
+                collection = await Upkeep(stack.engine, store, stack.services.guard, retention).collect()
+                assert collection.report is not None
+                assert collection.report["expired_logs"] == expected
+            assert not store.files(folder)
+
+
+async def test_a_collection_that_is_cut_short_is_over(databases: Databases, tmp_path: Path) -> None:
+    async with open_stack(databases, tmp_path) as stack:
+        transport = httpx.ASGITransport(app=stack.app, client=("127.0.0.1", 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            objects = stack.services.artifacts.objects
+            objects.write(CONDEMNED_KEY, b"?")
+            expect_error(await http.post(f"{STORAGE}/collections", json={}), 409, "INVALID_STATE", "damaged")
+            objects.delete(CONDEMNED_KEY)
+            async with stack.engine.begin() as connection:  # of a process that was killed
+                await connection.execute(insert(artifact_collection).values(dry_run=False))
+            assert (await http.post(f"{STORAGE}/collections", json={})).json()["report"] is not None
+            found = (await http.get(f"{STORAGE}/collections")).json()
+            assert [each["report"] is not None for each in found] == [True, False, False]
+            assert all(each["finished_at"] is not None for each in found)
+
+
+async def test_a_collection_ends_when_it_may_not_be_the_only_one_any_more(
+    databases: Databases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "ALONE_EVERY_S", 0.01)
+    async with open_stack(databases, tmp_path) as stack:
+        release, walk = threading.Event(), stack.services.artifacts.objects.walk
+
+        def slow(folder: str) -> Iterator[ObjectInfo]:
+            assert release.wait(30)
+            yield from walk(folder)
+
+        monkeypatch.setattr(stack.services.artifacts.objects, "walk", slow)
+        collecting = asyncio.create_task(stack.services.upkeep.collect())
+        lost = text("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objid = :key "
+                    "AND database = (SELECT oid FROM pg_database WHERE datname = current_database())")  # fmt: skip
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            async with stack.engine.begin() as connection:
+                if (await connection.execute(lost, {"key": REMOVALS})).all():
+                    break
+        await asyncio.wait([collecting], timeout=1)
+        release.set()
+        with pytest.raises((PlatformError, *CONNECTION_ERRORS)):
+            await collecting
+        monkeypatch.undo()
+        assert (await stack.services.upkeep.last())[0].report is None
+        assert (await stack.services.upkeep.collect()).report is not None
 
 
 async def test_what_is_damaged_is_named_and_healed_by_the_same_bytes(databases: Databases, tmp_path: Path) -> None:

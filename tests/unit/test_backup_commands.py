@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from cluster.backing_up import back_up
 from mlplat.cli import app
-from mlplat.errors import InvalidInput
+from mlplat.errors import BringUpError, InvalidInput
+from mlplat.settings import Settings
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "backup.md").read_text()
 LINES = [line for block in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL) for line in block.splitlines()]
@@ -49,3 +51,23 @@ def test_what_cannot_be_done_is_said_at_once(
 def test_no_backups_are_an_empty_list(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["backup", str(tmp_path), "--list", "--json"])
     assert (result.exit_code, result.stdout) == (0, "[]\n")
+
+
+@pytest.mark.parametrize(
+    ("artifacts", "place", "refused"),
+    [
+        ("s3://bucket/all", "s3://bucket/all/backups", True),
+        ("s3://bucket/artifacts", "s3://bucket", True),
+        ("s3://bucket/a/artifacts/x", "s3://bucket/a", True),
+        ("s3://bucket/a", "s3://bucket/ab", False),
+        ("s3://bucket/files", "s3://bucket", False),
+        ("file:///nowhere/artifacts", "file:///nowhere", True),
+        ("file:///nowhere/files", "file:///nowhere", False),
+    ],
+)
+def test_backups_and_artifacts_do_not_lie_in_one_another(
+    artifacts: str, place: str, refused: bool, tmp_path: Path
+) -> None:
+    settings = Settings(state_dir=tmp_path / "state", artifacts_url=artifacts)
+    with pytest.raises(InvalidInput if refused else BringUpError, match="one would go" if refused else "not running"):
+        back_up(settings, place)

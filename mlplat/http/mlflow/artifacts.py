@@ -22,11 +22,13 @@ from mlplat.artifacts.console import FOLDER as CONSOLE
 from mlplat.artifacts.entry import Entry
 from mlplat.artifacts.model import safe_path
 from mlplat.artifacts.segments import MAX_SEGMENT_BYTES
-from mlplat.errors import Changed, InvalidInput
+from mlplat.artifacts.store import ArtifactStore
+from mlplat.errors import Changed, InvalidInput, NotFound
 from mlplat.http.bodies import read_body
 from mlplat.http.guarded import guarded
 from mlplat.http.services import Services
 from mlplat.http.uploads import Uploads, digest_header, wanted_digest
+from mlplat.storage.guard import held
 
 BASES = ("/api/2.0/mlflow-artifacts", "/ajax-api/2.0/mlflow-artifacts")
 MLFLOW_VERSION = "3.17.2"
@@ -54,6 +56,9 @@ def install(app: FastAPI, services: Services, uploads: Uploads) -> None:
             body = await read_body(request, MAX_SEGMENT_BYTES)
             if digest not in {None, sha256(body)}:
                 raise InvalidInput(f"The bytes of {path!r} do not have the SHA-256 {digest}.")
+            hold = await services.guard.hold_at(path)
+            if hold is not None and not await asyncio.to_thread(_continues, services.artifacts, path, body):
+                raise held(path, hold)
             await asyncio.to_thread(services.artifacts.write_whole, path, body)
             return Response(b"{}", media_type="application/json")
         declared = request.headers.get("content-length", "")
@@ -65,7 +70,7 @@ def install(app: FastAPI, services: Services, uploads: Uploads) -> None:
 
     async def delete(request: Request) -> Response:
         path = file_path(request)
-        await services.guard.require_changeable(path)
+        await services.guard.require_removable(path)
         await asyncio.to_thread(services.artifacts.delete, path)
         return Response(b"{}", media_type="application/json")
 
@@ -143,6 +148,14 @@ async def send_file(services: Services, path: str, request: Request) -> Response
         return Response(status_code=status, media_type=media_type, headers=headers)
     pieces = await asyncio.to_thread(_begun, services.artifacts.read_entry(path, entry, start, end))
     return StreamingResponse(iterate_in_threadpool(pieces), status_code=status, media_type=media_type, headers=headers)
+
+
+def _continues(artifacts: ArtifactStore, path: str, body: bytes) -> bool:
+    """Whether a part of a log begins with what is there already."""
+    try:
+        return body.startswith(b"".join(artifacts.read(path)))
+    except NotFound:
+        return True
 
 
 def _names(tags: str, tag: str) -> bool:

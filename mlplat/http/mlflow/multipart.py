@@ -69,7 +69,8 @@ def install(app: FastAPI, services: Services, uploads: Uploads) -> None:
         body = await decode_request(request, _Complete)
         target = _target(request, body.path)
         wanted = [(part.part_number, part.etag.strip('"') or None) for part in body.parts]
-        async with guarded(services, target, 0) as written:
+        size = await asyncio.to_thread(parts.size, body.upload_id, [number for number, _digest in wanted])
+        async with guarded(services, target, size) as written:
             written.size = (await asyncio.to_thread(parts.join, body.upload_id, wanted, target)).size
         return _json({})
 

@@ -105,6 +105,7 @@ def router(services: Services, uploads: Uploads) -> APIRouter:
     @api.put("/files/{path:path}", response_model_exclude_defaults=True)
     async def assemble(path: str, file: FileOfChunks) -> FileOfChunks:
         """Makes a file of chunks that the platform has; 409 when some are missing."""
+        path = safe_path(path)
         async with guarded(services, path, file.size) as written:
             entry = await asyncio.to_thread(artifacts.assemble, path, file.size, file.sha256, file.chunks)
             written.size = entry.size

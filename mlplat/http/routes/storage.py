@@ -35,7 +35,8 @@ class CollectRequest(BaseModel):
 
 
 class CollectionAnswer(BaseModel):
-    """A collection. While `finished_at` is missing it is under way, or was cut short; bytes are as stored."""
+    """A collection. While `finished_at` is missing it is under way; without a `report` it was cut short. Bytes are as
+    stored."""
 
     collection_id: int
     dry_run: bool
