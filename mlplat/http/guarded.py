@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from mlplat.artifacts.model import safe_path
 from mlplat.http.services import Services
 from mlplat.storage.model import owner_of
 
@@ -20,16 +21,29 @@ class Written:
 
 @asynccontextmanager
 async def guarded(services: Services, path: str, size: int) -> AsyncIterator[Written]:
-    """The block writes a file of about ``size`` bytes, and says how large it is.
+    """The block writes a file of about ``size`` bytes, and says how large it is. However the path is spelt.
 
     Raises:
+        InvalidInput: the path is not allowed.
         PermissionDenied: it would replace a file under a legal hold.
         StorageFull: the experiment has no room for it.
     """
-    guard = services.guard
+    guard, path = services.guard, safe_path(path)
     if await guard.hold_on(owner_of(path)) is not None and await asyncio.to_thread(services.artifacts.has, path):
         await guard.require_changeable(path)
     await guard.require_room(path, size)
     written = Written()
     yield written
     await guard.add_use(path, written.size)
+
+
+async def require_removable(services: Services, path: str) -> None:
+    """Asks whether a file or folder may be removed.
+
+    Raises:
+        PermissionDenied: a legal hold is on it, or on a run in it.
+    """
+    await services.guard.require_changeable(path)
+    if "/" not in path:  # an experiment's folder has those of its runs
+        for child in await asyncio.to_thread(services.artifacts.list, path):
+            await services.guard.require_changeable(f"{path}/{child.path}")

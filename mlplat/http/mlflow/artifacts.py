@@ -24,7 +24,7 @@ from mlplat.artifacts.model import safe_path
 from mlplat.artifacts.segments import MAX_SEGMENT_BYTES
 from mlplat.errors import Changed, InvalidInput
 from mlplat.http.bodies import read_body
-from mlplat.http.guarded import guarded
+from mlplat.http.guarded import guarded, require_removable
 from mlplat.http.services import Services
 from mlplat.http.uploads import Uploads, digest_header, wanted_digest
 
@@ -65,7 +65,7 @@ def install(app: FastAPI, services: Services, uploads: Uploads) -> None:
 
     async def delete(request: Request) -> Response:
         path = file_path(request)
-        await services.guard.require_changeable(path)
+        await require_removable(services, path)
         await asyncio.to_thread(services.artifacts.delete, path)
         return Response(b"{}", media_type="application/json")
 
