@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import func, insert, literal_column, select, update
+from sqlalchemy import func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mlplat.artifacts.collector import Collected, Collector
@@ -26,6 +26,8 @@ from mlplat.storage.usage import StorageUse, storage_use
 
 PIPELINES = "pipelines"
 BATCH = 500
+#: In reports: runs that had ended by then have no console any more.
+GONE_UNTIL = "consoles_gone_until"
 #: How often is looked whether it is time.
 LOOK_EVERY_S = 300.0
 _log = logging.getLogger(__name__)
@@ -99,12 +101,14 @@ class Upkeep:
         async with self._engine.begin() as connection:
             collection_id = (await connection.execute(begin)).scalar_one()
         checkpoints, logs = await self._expire(dry_run=dry_run)
+        consoles, gone_until = await self._expire_consoles(dry_run=dry_run)
         digests = [digest async for digest in referred_digests(self._engine)]
         collector = Collector(self._store.objects, lambda: digests, self._retention.grace.total_seconds())
         collected = await asyncio.to_thread(collector.collect, dry_run=dry_run)
         if not dry_run:
             await self._guard.measured(_by_experiment(collected))
-        report = asdict(collected) | {"expired_checkpoints": checkpoints, "expired_logs": logs}
+        expired = {"expired_checkpoints": checkpoints, "expired_logs": logs + consoles, GONE_UNTIL: gone_until}
+        report = asdict(collected) | expired
         is_it = artifact_collection.c.collection_id == collection_id
         end = update(artifact_collection).where(is_it).values(report=report, finished_at=func.clock_timestamp())
         async with self._engine.begin() as connection:
@@ -112,7 +116,7 @@ class Upkeep:
         return Collection(*row)
 
     async def _expire(self, *, dry_run: bool) -> tuple[int, int]:
-        """Removes checkpoints and logs that are past their time; how many folders each."""
+        """Removes checkpoints and logs of pipeline runs that are past their time; how many folders each."""
         children = await asyncio.to_thread(self._store.list, PIPELINES)
         run_ids = [child.path for child in children if child.is_dir]
         checkpoints = logs = 0
@@ -122,7 +126,7 @@ class Upkeep:
                 await self._ended(batch, self._retention.checkpoints), "checkpoints", dry_run
             )
             logs += await self._remove(await self._ended(batch, self._retention.logs), "logs", dry_run)
-        return checkpoints, logs + await self._expire_consoles(dry_run=dry_run)
+        return checkpoints, logs
 
     async def _ended(self, run_ids: list[str], age: timedelta) -> list[str]:
         """Those of the pipeline runs that ended so long ago, and that no run under way goes on from."""
@@ -153,26 +157,30 @@ class Upkeep:
                     await asyncio.to_thread(self._store.delete, folder)
         return removed
 
-    async def _expire_consoles(self, *, dry_run: bool) -> int:
-        """The consoles of runs that ended so long ago; those that ended before the last collection's limit are gone."""
+    async def _expire_consoles(self, *, dry_run: bool) -> tuple[int, str]:
+        """Removes consoles of runs that ended so long ago; how many, and until when runs have ended that have none."""
+        until = datetime.now(UTC) - self._retention.logs
         last = await self.last(finished=True)
-        since = last[0].started_at - self._retention.logs - timedelta(days=1) if last else None
-        query = select(run.c.run_id, run.c.experiment_id, run.c.artifact_uri).where(
-            run.c.ended_at <= func.now() - self._retention.logs,
-            run.c.ended_at >= since if since is not None else literal_column("true"),
+        known = (last[0].report or {}).get(GONE_UNTIL) if last else None
+        query = select(run.c.run_id, run.c.experiment_id, run.c.artifact_uri, run.c.ended_at).where(
+            run.c.ended_at <= until
         )
-        removed = 0
+        if known is not None:  # a day more, for ends that are told late
+            query = query.where(run.c.ended_at >= datetime.fromisoformat(known) - timedelta(days=1))
+        removed, gone_until = 0, until
         async with self._engine.connect() as plain:
             connection = await plain.execution_options(stream_results=True)
             async for row in await connection.stream(query):
                 path = served_path(row.artifact_uri)
-                if path is None or await self._guard.hold_on(Owner(str(row.experiment_id), row.run_id)):
+                if path is None or not await asyncio.to_thread(self._store.list, f"{path}/{CONSOLE}"):
                     continue
-                if await asyncio.to_thread(self._store.list, f"{path}/{CONSOLE}"):
-                    removed += 1
-                    if not dry_run:
-                        await asyncio.to_thread(self._store.delete, f"{path}/{CONSOLE}")
-        return removed
+                if await self._guard.hold_on(Owner(str(row.experiment_id), row.run_id)):
+                    gone_until = min(gone_until, row.ended_at)  # it goes when the hold is lifted
+                    continue
+                removed += 1
+                if not dry_run:
+                    await asyncio.to_thread(self._store.delete, f"{path}/{CONSOLE}")
+        return removed, gone_until.isoformat()
 
 
 def _by_experiment(collected: Collected) -> dict[int, int]:
