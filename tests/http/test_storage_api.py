@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.cli import app
+from mlplat.db.removals import removing
 from tests.databases import Databases
 from tests.http.conftest import MLflow, Stack, expect_error, open_stack
 from tests.http.serving import served
@@ -128,6 +129,15 @@ async def test_a_collection_measures_and_corrects_quotas(databases: Databases, t
             assert (await http.get(f"{STORAGE}/quotas")).json()[0]["used_bytes"] == 600_000
             assert len((await http.get(f"{STORAGE}/collections")).json()) == 1
             assert stack.services.artifacts.get_blob(digest)
+
+
+async def test_a_collection_waits_for_a_purge_or_a_backup(stack: Stack, http: httpx.AsyncClient) -> None:
+    async with removing(stack.engine):
+        for url, body in ((f"{STORAGE}/collections", {}), ("/api/v1/purge", {"runs": ["0" * 32]})):
+            refused = await http.post(url, json=body)
+            expect_error(refused, 429, "RESOURCE_EXHAUSTED", "a purge, a collection or a backup is under way")
+            assert refused.headers["Retry-After"] == "1"
+    assert (await http.post(f"{STORAGE}/collections", json={"dry_run": True})).json()["finished_at"] is not None
 
 
 async def test_what_is_damaged_is_named_and_healed_by_the_same_bytes(databases: Databases, tmp_path: Path) -> None:
