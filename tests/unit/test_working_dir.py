@@ -100,9 +100,9 @@ def test_what_is_no_archive_is_refused(artifacts: ArtifactStore) -> None:
         raise AssertionError
 
 
-def _zip(*entries: tuple[zipfile.ZipInfo, bytes], **options: int) -> bytes:
+def _zip(*entries: tuple[zipfile.ZipInfo, bytes]) -> bytes:
     body = io.BytesIO()
-    with zipfile.ZipFile(body, "w", **options) as archive:  # type: ignore[arg-type]  # options of several types
+    with zipfile.ZipFile(body, "w") as archive:
         for entry, content in entries:
             archive.writestr(entry, content)
     return body.getvalue()
