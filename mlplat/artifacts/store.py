@@ -91,7 +91,7 @@ class ArtifactStore:
             InvalidInput: the path is not allowed, something else than a file is there, or the digest is another.
             StorageFull, Unavailable: nothing was changed.
         """
-        key = _file_key(path)
+        key = file_key(path)
         entry = self.make(pieces)
         if digest is not None and digest != entry.sha256:
             raise InvalidInput(f"The bytes of {path!r} have the SHA-256 {entry.sha256} and should have {digest}.")
@@ -117,7 +117,7 @@ class ArtifactStore:
         Raises:
             InvalidInput, StorageFull, Unavailable: as ``write``.
         """
-        self.objects.write(_file_key(path), encode(Entry(len(body), sha256(body), body)))
+        self.objects.write(file_key(path), encode(Entry(len(body), sha256(body), body)))
 
     def put_entry(self, path: str, entry: Entry) -> None:
         """Makes a file of what ``make`` stored, or of chunks that are there.
@@ -125,7 +125,7 @@ class ArtifactStore:
         Raises:
             MissingChunks: some are not there any more.
         """
-        key = _file_key(path)
+        key = file_key(path)
         self._require(entry.chunks)
         self.store_entry(key, entry)
 
@@ -159,7 +159,7 @@ class ArtifactStore:
             InvalidInput: a digest is none, a chunk too large, or the sizes do not add up.
             MissingChunks: some are not there (any more).
         """
-        key = _file_key(path)
+        key = file_key(path)
         check_digest(digest)
         check_chunks([Chunk(each, count) for each, count in chunks], size)
         found = self._found(each for each, _count in chunks)
@@ -242,7 +242,7 @@ class ArtifactStore:
 
     def files(self, path: str) -> builtins.list[StoredFile]:
         """All files in a folder at any depth, by path; a file or nothing there gives an empty list."""
-        folder = _file_key(path)
+        folder = file_key(path)
         infos = sorted(self.objects.walk(folder), key=lambda info: info.key)
         return [
             StoredFile(info.key.removeprefix(f"{folder}/"), size, info.stamp)
@@ -251,14 +251,14 @@ class ArtifactStore:
 
     def usage(self, path: str) -> tuple[int, int]:
         """``(files, bytes)`` of a file or of everything in a folder; zeros when nothing is there."""
-        key = _file_key(path)
+        key = file_key(path)
         own = self.objects.info(key)
         infos = [own] if own is not None else list(self.objects.walk(key))
         return len(infos), sum(self._sizes(infos))
 
     def delete(self, path: str) -> None:
         """Removes a file or a folder with all in it; nothing there is fine. The collector frees their chunks."""
-        self.objects.delete(_file_key(path))
+        self.objects.delete(file_key(path))
 
     def put_blob(self, body: bytes) -> str:
         """Stores bytes under their SHA-256 and returns it, in hex; storing them again costs one look."""
@@ -355,7 +355,12 @@ def _key(path: str) -> str:
     return safe
 
 
-def _file_key(path: str) -> str:
+def file_key(path: str) -> str:
+    """The path of a file in normal form.
+
+    Raises:
+        InvalidInput: it is not allowed, empty, or the store's own.
+    """
     key = _key(path)
     if not key:
         raise InvalidInput("Invalid path '': a file needs a name.")

@@ -29,6 +29,8 @@ WORKERS = 8
 WINDOW = 256
 #: Files up to this size are read once, larger ones twice when they are new.
 SMALL_BYTES = 8 * 1024 * 1024
+#: A line of the index has a key and little more. What is packed may be anything.
+MAX_LINE_BYTES = 64 * 1024
 #: How often a file that is written again while it is copied is looked at.
 LOOKS = 3
 T = TypeVar("T")
@@ -106,6 +108,8 @@ def artifacts_of(place: Tree, backup: Backup) -> Iterator[Artifact]:
         while block := body.read(SMALL_BYTES):
             *lines, rest = (rest + block).split(b"\n")
             yield from map(parse_artifact, lines)
+            if len(rest) > MAX_LINE_BYTES:
+                raise Corrupted(f"{backup.name}/{INDEX} has a line of more than {MAX_LINE_BYTES} bytes")
     if rest:
         raise Corrupted(f"{backup.name}/{INDEX} ends in the middle of a line")
 

@@ -46,7 +46,7 @@ def run_attempt(request: AttemptRequest, config: PlatformConfig, tell: Tell) -> 
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)  # noqa: T201 - the attempt's log
             state, error = AttemptState.CANCELLED, "stopped"
-        except (Exception, SystemExit) as problem:
+        except BaseException as problem:  # whatever leaves this process would be unpickled by the platform's own
             text = user_traceback(problem)
             print(text, file=sys.stderr)  # noqa: T201 - the attempt's log
             error = describe(problem, text)

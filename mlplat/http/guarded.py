@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from mlplat.artifacts.model import safe_path
 from mlplat.http.services import Services
 from mlplat.storage.guard import held
 
@@ -20,13 +21,14 @@ class Written:
 
 @asynccontextmanager
 async def guarded(services: Services, path: str, size: int) -> AsyncIterator[Written]:
-    """The block writes a file of about ``size`` bytes, and says how large it is.
+    """The block writes a file of about ``size`` bytes, and says how large it is. However the path is spelt.
 
     Raises:
+        InvalidInput: the path is not allowed.
         PermissionDenied: it would replace a file under a legal hold.
         StorageFull: the experiment has no room for it.
     """
-    guard = services.guard
+    guard, path = services.guard, safe_path(path)
     hold = await guard.hold_at(path)
     if hold is not None and await asyncio.to_thread(services.artifacts.has, path):
         raise held(path, hold)

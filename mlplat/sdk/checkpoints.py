@@ -73,14 +73,18 @@ class Checkpoints:
         self._add("folder", ((str(path.relative_to(root)), _pieces(path)) for path in files))
 
     def load_folder(self, target: str | Path) -> bool:
-        """Writes the folder that was saved last to ``target``; False when there is none."""
+        """Writes the folder that was saved last to ``target``; False when there is none.
+
+        Raises:
+            InvalidInput: it has a file that would be outside of ``target``; nothing is written.
+        """
         folder, manifest = self._newest()
         if manifest is None:
             return False
         if manifest["kind"] != "folder":
             raise InvalidInput("the last checkpoint is an object; load gives it back")
-        for number, name in enumerate(manifest["files"]):
-            path = Path(target) / name
+        paths = [_inside(Path(target), name) for name in manifest["files"]]
+        for number, path in enumerate(paths):
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("wb") as out:
                 out.writelines(self._artifacts.read(f"{folder}/{number}"))
@@ -113,6 +117,14 @@ class Checkpoints:
     def _names(self, folder: str) -> list[str]:
         found = (entry.path for entry in self._artifacts.list(folder) if entry.path.endswith(".json"))
         return sorted(name.removesuffix(".json") for name in found)
+
+
+def _inside(root: Path, name: str) -> Path:
+    """The place of a file. Links that are in the folder already may lead out of it, too."""
+    path = (root / name).resolve()
+    if not path.is_relative_to(root.resolve()):
+        raise InvalidInput(f"the checkpoint has a file outside of its folder: {name[:200]!r}")
+    return path
 
 
 def _pieces(path: Path) -> Iterator[bytes]:

@@ -8,6 +8,7 @@ evaluation datasets are none of these experiments' parts and stay behind.
 from __future__ import annotations
 
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -221,7 +222,7 @@ def _copy_files(
     with bounded_pool(READERS) as pool, tempfile.TemporaryDirectory(prefix="mlplat-import-") as folder:
 
         def copy(owner: str) -> int:
-            paths, file = files(owner), Path(folder) / owner
+            paths, file = files(owner), Path(folder) / uuid.uuid4().hex  # the owner's id is the server's word
             for path in paths:
                 with file.open("wb") as into:
                     download(owner, path, into)

@@ -52,13 +52,20 @@ def from_users_frame(error: BaseException) -> TracebackType | None:
 
 def summary(error: BaseException) -> str:
     """``Class: the first line of its text``."""
-    first_line = (str(error).strip().splitlines() or [""])[0]
+    first_line = (_text(error).strip().splitlines() or [""])[0]
     return f"{type(error).__name__}: {first_line}"[:MAX_SUMMARY]
 
 
 def error_types(error: BaseException) -> tuple[str, ...]:
     """The class and its bases as ``module.Class``, for the retry policy."""
     return tuple(f"{base.__module__}.{base.__qualname__}" for base in type(error).__mro__ if base is not object)
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except BaseException:  # the user's own code
+        return "(its text cannot be told)"
 
 
 def _clean(told: traceback.TracebackException, seen: set[int]) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import lzma
 import os
+import shutil
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -18,6 +21,11 @@ from mlplat.errors import InvalidInput
 MAX_UNPACKED_BYTES = 4 * 1024**3
 MAX_FILES = 50_000
 KEPT_PER_PROCESS = 8
+#: Raised when an archive is damaged, encrypted, packed in an unknown way, or has a file that is a folder, too.
+_NO_ARCHIVE = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, NotImplementedError, RuntimeError,
+    FileExistsError, IsADirectoryError, NotADirectoryError,
+)  # fmt: skip
 
 
 @contextmanager
@@ -66,13 +74,18 @@ def _forget_modules(folder: Path) -> None:
 @lru_cache(maxsize=KEPT_PER_PROCESS)
 def _unpacked(digest: str, artifacts: ArtifactStore) -> str:
     """Unpacked once per process: steps may write into their folder, so it is not shared between processes."""
+    body = artifacts.get_blob(digest)
     folder = tempfile.mkdtemp(prefix="mlplat-dir-")
     try:
-        with zipfile.ZipFile(io.BytesIO(artifacts.get_blob(digest))) as archive:
+        with zipfile.ZipFile(io.BytesIO(body)) as archive:
             _check(archive, folder)
             archive.extractall(folder)
-    except zipfile.BadZipFile as error:
+    except _NO_ARCHIVE as error:
+        shutil.rmtree(folder, ignore_errors=True)
         raise InvalidInput(f"working_dir {digest} is no zip archive: {error}") from error
+    except BaseException:  # the next attempt unpacks it again
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     return folder
 
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Null, func, insert, literal_column, null, select, update
+from sqlalchemy import Null, func, insert, null, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mlplat.artifacts.collector import Collected, Collector
@@ -29,8 +29,8 @@ from mlplat.storage.usage import StorageUse, storage_use
 
 PIPELINES = "pipelines"
 BATCH = 500
-#: In a report: for how long logs were kept, in seconds.
-KEPT_LOGS_S = "kept_logs_s"
+#: In reports: runs that had ended by then have no console any more.
+GONE_UNTIL = "consoles_gone_until"
 #: How often is looked whether it is time.
 LOOK_EVERY_S = 300.0
 #: How often a collection looks whether it is still the only one.
@@ -129,6 +129,7 @@ class Upkeep:
     async def _collect(self, require_alone: Callable[[], Awaitable[None]], *, dry_run: bool) -> dict[str, Any]:
         """The report. Any: JSON."""
         checkpoints, logs = await self._expire(dry_run=dry_run)
+        consoles, gone_until = await self._expire_consoles(dry_run=dry_run)
         digests = [digest async for digest in referred_digests(self._engine)]
         collector = Collector(self._store.objects, lambda: digests, self._retention.grace.total_seconds())
         collecting = asyncio.get_running_loop().run_in_executor(None, partial(collector.collect, dry_run=dry_run))
@@ -142,12 +143,11 @@ class Upkeep:
         collected = collecting.result()
         if not dry_run:
             await self._guard.measured(_by_experiment(collected))
-        report = asdict(collected) | {"expired_checkpoints": checkpoints, "expired_logs": logs}
-        report[KEPT_LOGS_S] = self._retention.logs.total_seconds()
-        return report
+        expired = {"expired_checkpoints": checkpoints, "expired_logs": logs + consoles, GONE_UNTIL: gone_until}
+        return asdict(collected) | expired
 
     async def _expire(self, *, dry_run: bool) -> tuple[int, int]:
-        """Removes checkpoints and logs that are past their time; how many folders each."""
+        """Removes checkpoints and logs of pipeline runs that are past their time; how many folders each."""
         children = await asyncio.to_thread(self._store.list, PIPELINES)
         run_ids = [child.path for child in children if child.is_dir]
         checkpoints = logs = 0
@@ -157,7 +157,7 @@ class Upkeep:
                 await self._ended(batch, self._retention.checkpoints), "checkpoints", dry_run
             )
             logs += await self._remove(await self._ended(batch, self._retention.logs), "logs", dry_run)
-        return checkpoints, logs + await self._expire_consoles(dry_run=dry_run)
+        return checkpoints, logs
 
     async def _ended(self, run_ids: list[str], age: timedelta) -> list[str]:
         """Those of the pipeline runs that ended so long ago, and that no run under way goes on from."""
@@ -188,44 +188,43 @@ class Upkeep:
                     await asyncio.to_thread(self._store.delete, folder)
         return removed
 
-    async def _expire_consoles(self, *, dry_run: bool) -> int:
-        """The consoles of runs that ended so long ago; those that the last collection looked at are gone."""
-        since = await self._looked_at_until()
-        removed, after = 0, ""
+    async def _expire_consoles(self, *, dry_run: bool) -> tuple[int, str]:
+        """Removes consoles of runs that ended so long ago; how many, and until when runs have ended that have none."""
+        until = datetime.now(UTC) - self._retention.logs
+        since = await self._gone_until()
+        removed, gone_until, after = 0, until, ""
         while True:
             query = (
-                select(run.c.run_id, run.c.experiment_id, run.c.artifact_uri)
-                .where(run.c.run_id > after, run.c.ended_at <= func.now() - self._retention.logs)
-                .where(run.c.ended_at >= since if since is not None else literal_column("true"))
+                select(run.c.run_id, run.c.experiment_id, run.c.artifact_uri, run.c.ended_at)
+                .where(run.c.run_id > after, run.c.ended_at <= until)
                 .order_by(run.c.run_id)
                 .limit(BATCH)
             )
+            if since is not None:
+                query = query.where(run.c.ended_at >= since)
             # The transaction ends before the files are looked at: servers do not let it idle.
             async with self._engine.connect() as connection:
                 rows = (await connection.execute(query)).all()
             for row in rows:
+                path = served_path(row.artifact_uri)
+                if path is None or not await asyncio.to_thread(self._store.list, f"{path}/{CONSOLE}"):
+                    continue
                 owner = Owner(str(row.experiment_id), row.run_id)
-                removed += await self._remove_console(owner, served_path(row.artifact_uri), dry_run)
+                if await self._guard.hold_on(owner) or await self._guard.hold_on(owner_of(path)):
+                    gone_until = min(gone_until, row.ended_at)  # it goes when the hold is lifted
+                    continue
+                removed += 1
+                if not dry_run:
+                    await asyncio.to_thread(self._store.delete, f"{path}/{CONSOLE}")
             if len(rows) < BATCH:
-                return removed
+                return removed, gone_until.isoformat()
             after = rows[-1].run_id
 
-    async def _looked_at_until(self) -> datetime | None:
-        """The consoles of runs that ended before are gone; None: nobody knows, as logs were kept for another time."""
+    async def _gone_until(self) -> datetime | None:
+        """Runs that had ended by then have no console any more; None: nobody knows. A day less, for late ends."""
         last = await self.last(finished=True)
-        report = last[0].report if last else None
-        if report is None or report.get(KEPT_LOGS_S) != self._retention.logs.total_seconds():
-            return None
-        return last[0].started_at - self._retention.logs - timedelta(days=1)
-
-    async def _remove_console(self, owner: Owner, path: str | None, dry_run: bool) -> bool:
-        if path is None or await self._guard.hold_on(owner) or await self._guard.hold_on(owner_of(path)):
-            return False
-        if not await asyncio.to_thread(self._store.list, f"{path}/{CONSOLE}"):
-            return False
-        if not dry_run:
-            await asyncio.to_thread(self._store.delete, f"{path}/{CONSOLE}")
-        return True
+        known = (last[0].report or {}).get(GONE_UNTIL) if last else None
+        return None if known is None else datetime.fromisoformat(known) - timedelta(days=1)
 
 
 def _by_experiment(collected: Collected) -> dict[int, int]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import tracemalloc
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -211,6 +213,37 @@ def test_an_index_that_is_cut_off_is_found_out(source: Tree, place: Tree, target
     put(place, {f"b/{INDEX}": bytes(sink.getvalue())})
     with pytest.raises(Corrupted, match="in the middle of a line"):
         load_artifacts(place, made, target)
+
+
+@pytest.mark.parametrize("key", ["../evil", "/tmp/evil-of-mlplat", "a/../../evil", "", "a/./b"])
+def test_an_index_that_leads_elsewhere_writes_nothing(source: Tree, place: Tree, target: Tree, key: str) -> None:
+    made, _copied = backup(source, place)
+    evil = b"evil"
+    put(place, {f"artifacts/files/{sha(evil)[:2]}/{sha(evil)}": evil, f"b/{INDEX}": zstd(_line(key, evil))})
+    before = everything(place)
+    for skip_damaged in (False, True):
+        with pytest.raises(InvalidInput, match="has a damaged line"):
+            load_artifacts(place, made, target, skip_damaged=skip_damaged)
+    assert everything(target) == {}
+    assert everything(place) == before
+    assert not Path("/tmp/evil-of-mlplat").exists()
+
+
+def test_an_index_that_unpacks_to_one_endless_line_is_refused(source: Tree, place: Tree, target: Tree) -> None:
+    made, _copied = backup(source, place)
+    put(place, {f"b/{INDEX}": zstd(bytes(64 * 1024 * 1024))})
+    tracemalloc.start()
+    try:
+        with pytest.raises(Corrupted, match="has a line of more than"):
+            load_artifacts(place, made, target)
+        assert tracemalloc.get_traced_memory()[1] < 40 * 1024 * 1024
+    finally:
+        tracemalloc.stop()
+    assert everything(target) == {}
+
+
+def _line(key: str, body: bytes) -> bytes:
+    return json.dumps([key, len(body), sha(body)]).encode() + b"\n"
 
 
 @pytest.mark.parametrize("key", ["", "/x", "a/../../x", "..", "a//b", "a/./b", "a\0b"])

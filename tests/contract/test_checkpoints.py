@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,25 @@ def test_a_folder_is_kept_with_its_files(artifacts: ArtifactStore, tmp_path: Pat
     assert {str(path.relative_to(target)): path.read_bytes() for path in target.rglob("*") if path.is_file()} == {
         "weights.bin": bytes(range(256)), "deep/er/ü.txt": b"text",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["../evil", "/tmp/evil-of-mlplat", "a/../../evil", "link/evil"])
+def test_a_checkpoint_writes_nothing_outside_of_its_folder(artifacts: ArtifactStore, tmp_path: Path, name: str) -> None:
+    """Whoever may write artifacts may write one."""
+    artifacts.write(f"{OWN}/000001-000001/0", [b"sound"])
+    artifacts.write(f"{OWN}/000001-000001/1", [b"evil"])
+    manifest = {"kind": "folder", "files": ["sound", name]}
+    artifacts.write(f"{OWN}/000001-000001.json", [json.dumps(manifest).encode()])
+    target, outside = tmp_path / "target", tmp_path / "outside"
+    target.mkdir()
+    outside.mkdir()
+    (target / "link").symlink_to(outside)
+    with pytest.raises(InvalidInput, match="outside of its folder"):
+        of(artifacts, 2).load_folder(target)
+    assert [path.name for path in target.iterdir()] == ["link"]
+    assert list(outside.iterdir()) == []
+    assert not (tmp_path / "evil").exists()
+    assert not Path("/tmp/evil-of-mlplat").exists()
 
 
 def test_a_folder_is_no_object_and_the_other_way_round(artifacts: ArtifactStore, tmp_path: Path) -> None:

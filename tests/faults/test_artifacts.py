@@ -5,15 +5,19 @@ Each fault prints a line: fault → how often it fired → what became of the tr
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import httpx
 import psutil
 import pytest
 
@@ -22,7 +26,7 @@ from mlplat.sdk.client import Client
 from mlplat.sdk.transfer import download, upload
 from tests.conftest import short_folder
 from tests.faults.s3_faults import Fault, S3Faults
-from tests.platform import Platform
+from tests.platform import Platform, eventually
 from tests.platforms import Platforms
 from tests.s3 import S3Server
 
@@ -50,6 +54,18 @@ class Bucketed:
     @property
     def client(self) -> Client:
         return Client(self.platform.url)
+
+    def condemn(self, digests: list[str]) -> None:
+        """Has blobs condemned long ago."""
+        keys = {f".blobs/{digest[:2]}/{digest}": 0.0 for digest in digests}
+        where = {"Bucket": self.bucket, "Key": "artifacts/.collector/condemned.json"}
+        self.server.client().put_object(**where, Body=json.dumps({"keys": keys}).encode())
+
+    def blobs(self) -> set[str]:
+        """The digests of all blobs."""
+        pages = self.server.client().get_paginator("list_objects_v2")
+        found = pages.paginate(Bucket=self.bucket, Prefix="artifacts/.blobs/")
+        return {each["Key"].rpartition("/")[2].partition(".")[0] for page in found for each in page.get("Contents", ())}
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +203,45 @@ def test_two_writers_of_the_same_bytes(s3_platform: Bucketed, source: Path) -> N
         _expect(s3_platform, path, source)
 
 
+@pytest.mark.parametrize(
+    ("when", "request_"),
+    [
+        ("looking at what refers to blobs", r"^GET .*/artifacts/faults/"),
+        ("removing blobs", r"^DELETE .*/\.blobs/"),
+        ("saying what is condemned", r"^PUT .*/condemned\.json"),
+    ],
+)
+def test_the_gateway_is_killed_in_the_middle_of_a_collection(
+    s3_platform: Bucketed, source: Path, when: str, request_: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = f"faults/{source.parent.name}"
+    upload(s3_platform.client, path, source)
+    needed = s3_platform.client.get(f"/api/v1/artifacts/files/{path}")["chunks"][0][0]
+    orphans = [
+        s3_platform.client.post_bytes("/api/v1/blobs", os.urandom(1_000), "application/octet-stream")["digest"]
+        for _ in range(8)
+    ]
+    s3_platform.condemn([*orphans, needed])
+    before = s3_platform.client.get("/api/v1/storage/collections")
+    fault = s3_platform.faults.delay(request_, 300)
+    try:
+        collecting = threading.Thread(target=_collect, args=(s3_platform,))
+        collecting.start()
+        eventually(lambda: fault.fired, 60, when)
+        assert _kill_gateway(s3_platform.platform)
+    finally:
+        s3_platform.faults.heal()
+        collecting.join()
+    report = eventually(lambda: _collect(s3_platform), 120, "another collection comes to its end")
+    assert report["damaged"] == []
+    assert not set(orphans) & s3_platform.blobs(), "what nothing refers to is gone"
+    assert needed in s3_platform.blobs()
+    _expect(s3_platform, path, source)
+    made = s3_platform.client.get("/api/v1/storage/collections")
+    assert [each["finished_at"] is None for each in made[: len(made) - len(before)]].count(True) == 1
+    _tell(capsys, f"kill -9 of the gateway that is {when}", fault.fired, "collected by the next one, nothing lost")
+
+
 def test_at_the_end_nothing_is_damaged_and_nothing_half_done_is_left(s3_platform: Bucketed) -> None:
     report = s3_platform.client.post("/api/v1/storage/collections", {})["report"]
     assert report["damaged"] == []
@@ -200,6 +255,15 @@ def _expect(s3_platform: Bucketed, path: str, source: Path) -> None:
     download(s3_platform.client, path, target)
     assert target.read_bytes() == source.read_bytes()
     target.unlink()
+
+
+def _collect(s3_platform: Bucketed) -> Any:
+    """The report of a collection; None when it did not come to its end."""
+    url = f"{s3_platform.platform.url}/api/v1/storage/collections"
+    with suppress(httpx.TransportError):
+        answer = httpx.post(url, json={}, timeout=120, trust_env=False)
+        return answer.json()["report"] if answer.is_success else None
+    return None
 
 
 def _kill_gateway(platform: Platform) -> list[int]:

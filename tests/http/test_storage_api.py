@@ -21,7 +21,7 @@ from mlplat.artifacts.objects import ObjectInfo
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.cli import app
 from mlplat.db.engine import CONNECTION_ERRORS
-from mlplat.db.removals import REMOVALS
+from mlplat.db.removals import REMOVALS, removing
 from mlplat.db.tables import artifact_collection
 from mlplat.errors import PlatformError
 from mlplat.storage import upkeep
@@ -284,6 +284,15 @@ async def test_a_collection_ends_when_it_may_not_be_the_only_one_any_more(
         monkeypatch.undo()
         assert (await stack.services.upkeep.last())[0].report is None
         assert (await stack.services.upkeep.collect()).report is not None
+
+
+async def test_a_collection_waits_for_a_purge_or_a_backup(stack: Stack, http: httpx.AsyncClient) -> None:
+    async with removing(stack.engine):
+        for url, body in ((f"{STORAGE}/collections", {}), ("/api/v1/purge", {"runs": ["0" * 32]})):
+            refused = await http.post(url, json=body)
+            expect_error(refused, 429, "RESOURCE_EXHAUSTED", "a purge, a collection or a backup is under way")
+            assert refused.headers["Retry-After"] == "1"
+    assert (await http.post(f"{STORAGE}/collections", json={"dry_run": True})).json()["finished_at"] is not None
 
 
 async def test_what_is_damaged_is_named_and_healed_by_the_same_bytes(databases: Databases, tmp_path: Path) -> None:

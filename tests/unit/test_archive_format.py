@@ -12,11 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mlplat.errors import AlreadyExists, InvalidInput, NotFound
+from mlplat.sdk import archive_files
 from mlplat.sdk.archive_files import open_archive
 from mlplat.sdk.archive_writer import ArchiveWriter, writing
 from mlplat.tracking.archive import (
@@ -159,6 +163,7 @@ def test_any_bytes_are_a_manifest_or_a_clear_error(body: bytes) -> None:
         ({"name": "artifacts/run1/link", "type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}, "is neither"),
         ({"name": "artifacts/run1/hard", "type": tarfile.LNKTYPE, "linkname": "runs.parquet"}, "is neither"),
         ({"name": "artifacts/run1/dev", "type": tarfile.CHRTYPE}, "is neither"),
+        ({"name": "artifacts/run1/disk", "type": tarfile.BLKTYPE}, "is neither"),
         ({"name": "artifacts/run1/fifo", "type": tarfile.FIFOTYPE}, "is neither"),
         ({"name": "artifacts/run1/sparse", "type": tarfile.GNUTYPE_SPARSE}, "is neither"),
         ({"name": "../evil"}, "does not list"),
@@ -223,3 +228,17 @@ def test_files_too_many_missing_or_changed_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InvalidInput, match=r"no manifest\.json"):
         open_archive(tmp_path / "empty")
+
+
+def test_rows_that_would_not_fit_into_memory_are_refused_before_they_are_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many equal numbers are a small file."""
+    monkeypatch.setattr(archive_files, "MAX_ROW_GROUP_BYTES", 1_000_000)
+    packed = io.BytesIO()
+    table = pa.table({"n": pa.array(np.zeros(200_000, np.int64))})
+    pq.write_table(table, packed, use_dictionary=False, compression="zstd")
+    assert len(packed.getvalue()) < 10_000
+    archive = open_archive(_folder(tmp_path / "x", FILES | {RUNS: packed.getvalue()}))
+    with pytest.raises(InvalidInput, match="a row group has"):
+        next(archive.batches(RUNS, table.schema, 10))

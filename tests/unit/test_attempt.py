@@ -108,10 +108,29 @@ def _too_long() -> None:
     raise ValueError("x" * 100_000)
 
 
+class Odd(BaseException):
+    """No ``Exception``."""
+
+
+class Untold(Exception):
+    def __str__(self) -> str:
+        raise Odd
+
+
+def _odd() -> None:
+    raise Odd("odd")
+
+
+def _untold() -> None:
+    raise Untold
+
+
 @pytest.mark.parametrize(
     ("function", "error", "of_type"),
     [
         (_exit, "SystemExit: 3\n\n", "builtins.SystemExit"),
+        (_odd, "Odd: odd\n\n", "builtins.BaseException"),
+        (_untold, "Untold: (its text cannot be told)\n\n", "builtins.Exception"),
         (threading.Lock, "the output, a lock, cannot be pickled", "mlplat.errors.InvalidInput"),
         (lambda x: x, "pickle:", "mlplat.errors.InvalidInput"),
         (_too_long, "ValueError: xxx", "builtins.ValueError"),

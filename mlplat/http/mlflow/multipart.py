@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from mlplat.artifacts.model import safe_path
 from mlplat.artifacts.parts import MAX_PARTS, PartUploads
+from mlplat.artifacts.store import file_key
 from mlplat.errors import InvalidInput
 from mlplat.http.bodies import decode_request
 from mlplat.http.guarded import guarded
@@ -99,7 +100,7 @@ def _target(request: Request, local_file: str) -> str:
     name = local_file.replace("\\", "/").rpartition("/")[2]
     if not name:
         raise InvalidInput("Invalid path '': a file needs a name.")
-    return safe_path(f"{folder}/{name}" if folder else name)
+    return file_key(f"{folder}/{name}" if folder else name)
 
 
 def _json(body: dict[str, object]) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import datetime
@@ -132,7 +133,9 @@ def router(services: Services) -> APIRouter:
         `problems`. With `repair` damaged blobs are removed: who stores the same bytes again heals the files."""
         folder = safe_path(path)
         found = verify_folder(services.artifacts, folder) if folder else verify(services.artifacts, repair=repair)
-        return StreamingResponse(_lines(found), media_type=NDJSON)
+        lines = _lines(found)
+        first = await asyncio.to_thread(next, lines)  # what is wrong with the path or the store can still be answered
+        return StreamingResponse(itertools.chain([first], lines), media_type=NDJSON)
 
     @api.get("/holds")
     async def holds() -> list[HoldAnswer]:
