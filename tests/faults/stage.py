@@ -39,6 +39,7 @@ class Disks:
 
     postgres: SmallDisk
     metrics: SmallDisk
+    artifacts: SmallDisk
 
 
 @dataclass(frozen=True)
