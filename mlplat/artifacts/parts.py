@@ -71,7 +71,7 @@ class PartUploads:
             NotFound: no such upload (any more), or a part is missing.
             InvalidInput: a part has another digest, or there are too many.
         """
-        if (joined := self._marker(upload)) and joined == path.encode():
+        if self.is_joined(upload, path):
             return self._store.entry(path)
         self._require(upload)
         _require_few(parts)
@@ -89,6 +89,10 @@ class PartUploads:
         for number, _digest in parts:
             self._store.objects.delete(_key(upload, number))
         return entry
+
+    def is_joined(self, upload: str, path: str) -> bool:
+        """Whether a file was made of the upload's parts at this path."""
+        return bool(path) and self._marker(upload) == path.encode()
 
     def forget(self, upload: str) -> None:
         """Ends an upload without a file; again does nothing."""

@@ -15,6 +15,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mlplat.errors import PermissionDenied
+from mlplat.http.bodies import BodyLimit
 from mlplat.http.errors import error_response, install_error_handlers
 from mlplat.http.live.hub import Hub
 from mlplat.http.live.registry_feed import RegistryFeed
@@ -173,5 +174,6 @@ def create_app(services: Services, version: str) -> FastAPI:
     app.include_router(storage.router(services))
     app.include_router(triggers.router(services))
     app.include_router(webhooks.router(services.webhooks))
+    app.add_middleware(BodyLimit)
     app.add_middleware(LocalOnly)
     return app

@@ -6,7 +6,9 @@ from functools import cache
 from typing import Any, TypeVar
 
 import msgspec
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlplat.errors import InvalidInput, PayloadTooLarge
 
@@ -14,7 +16,42 @@ MAX_JSON_BYTES = 32 * 1024 * 1024
 MAX_BATCH_BYTES = 64 * 1024 * 1024
 MAX_BLOB_BYTES = 512 * 1024 * 1024
 
+#: Routes that bound their bodies themselves, or store them as they come.
+_UNBOUNDED = (
+    "/api/2.0/mlflow-artifacts/artifacts/",
+    "/ajax-api/2.0/mlflow-artifacts/artifacts/",
+    "/api/v1/artifacts/chunks",
+    "/api/v1/artifact-uploads/",
+    "/api/v1/blobs",
+    "/api/v1/metrics",
+)
+
 S = TypeVar("S", bound=msgspec.Struct)
+
+
+class BodyLimit:
+    """Refuses bodies of more than ``MAX_BATCH_BYTES`` while they come: what reads them whole would take the memory."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http" or scope["path"].startswith(_UNBOUNDED):
+            await self._app(scope, receive, send)
+            return
+        size = 0
+
+        async def bounded() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > MAX_BATCH_BYTES:
+                # FastAPI lets these through, and no other errors of reading a body.
+                raise HTTPException(413, f"the body has more than {MAX_BATCH_BYTES} bytes")
+            return message
+
+        await self._app(scope, bounded, send)
 
 
 async def read_body(request: Request, limit: int) -> bytes:

@@ -11,7 +11,7 @@ import random
 import socket
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,10 @@ import pytest
 from mlplat.artifacts.chunking import MAX_CHUNK_BYTES, cut, pack, sha256
 from mlplat.artifacts.folder import Folder
 from mlplat.artifacts.frames import MEDIA_TYPE, Frame, encode_frame
+from mlplat.http.bodies import MAX_BATCH_BYTES
 from mlplat.http.routes.artifacts import MAX_ASKED
 from tests.contract.chdb import unique
+from tests.faults.disks import MIB
 from tests.http.conftest import Stack, expect_error
 from tests.platform import eventually
 
@@ -442,3 +444,18 @@ async def test_many_uploads_at_once_wait_for_one_another(http: httpx.AsyncClient
     await asyncio.gather(*(put(http, path, body) for path, body in bodies.items()))
     answers = await asyncio.gather(*(http.get(f"{FILES}/{path}") for path in bodies))
     assert [answer.content for answer in answers] == list(bodies.values())
+
+
+async def test_a_body_without_end_is_413(http: httpx.AsyncClient) -> None:
+    sent = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal sent
+        yield b'{"sha256": ["'
+        while sent < 2 * MAX_BATCH_BYTES:
+            sent += MIB
+            yield b"0" * MIB
+
+    response = await http.post(f"{API}/missing", content=endless(), headers={"Content-Type": "application/json"})
+    expect_error(response, 413, "BAD_REQUEST", "more than")
+    assert sent <= MAX_BATCH_BYTES + MIB

@@ -17,6 +17,7 @@ from sqlalchemy import insert, text
 from typer.testing import CliRunner, Result
 
 from mlplat.artifacts.blobs import CONDEMNED_KEY
+from mlplat.artifacts.collector import Collector
 from mlplat.artifacts.objects import ObjectInfo
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.cli import app
@@ -268,7 +269,14 @@ async def test_a_collection_ends_when_it_may_not_be_the_only_one_any_more(
             assert release.wait(30)
             yield from walk(folder)
 
+        given_up, give_up = threading.Event(), Collector.give_up
+
+        def told(collector: Collector) -> None:
+            give_up(collector)
+            given_up.set()
+
         monkeypatch.setattr(stack.services.artifacts.objects, "walk", slow)
+        monkeypatch.setattr(Collector, "give_up", told)
         collecting = asyncio.create_task(stack.services.upkeep.collect())
         lost = text("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objid = :key "
                     "AND database = (SELECT oid FROM pg_database WHERE datname = current_database())")  # fmt: skip
@@ -277,7 +285,7 @@ async def test_a_collection_ends_when_it_may_not_be_the_only_one_any_more(
             async with stack.engine.begin() as connection:
                 if (await connection.execute(lost, {"key": REMOVALS})).all():
                     break
-        await asyncio.wait([collecting], timeout=1)
+        assert await asyncio.to_thread(given_up.wait, 20)
         release.set()
         with pytest.raises((PlatformError, *CONNECTION_ERRORS)):
             await collecting

@@ -70,6 +70,8 @@ def install(app: FastAPI, services: Services, uploads: Uploads) -> None:
         body = await decode_request(request, _Complete)
         target = _target(request, body.path)
         wanted = [(part.part_number, part.etag.strip('"') or None) for part in body.parts]
+        if await asyncio.to_thread(parts.is_joined, body.upload_id, target):  # whoever asks has not heard of it
+            return _json({})
         size = await asyncio.to_thread(parts.size, body.upload_id, [number for number, _digest in wanted])
         async with guarded(services, target, size) as written:
             written.size = (await asyncio.to_thread(parts.join, body.upload_id, wanted, target)).size
