@@ -13,7 +13,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -302,6 +302,9 @@ class ArtifactStore:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
+        except Exception:  # what had begun, or was about to, comes to its end
+            wait(waiting)
+            raise
         finally:
             for future in waiting:
                 future.cancel()

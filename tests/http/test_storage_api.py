@@ -167,7 +167,7 @@ async def test_a_held_console_grows_and_is_not_replaced(http: httpx.AsyncClient,
         ("run", "a b", 400),
         ("experiment", "x", 400),
         ("run", "0" * 32, 404),
-        ("experiment", "99", 404),
+        ("experiment", "987654321", 404),
     ],
 )
 async def test_what_cannot_be_held_is_refused(http: httpx.AsyncClient, kind: str, id_: str, status: int) -> None:
