@@ -39,7 +39,7 @@ from mlplat.artifacts.folder import UPLOADS
 from mlplat.artifacts.frames import Frame
 from mlplat.artifacts.model import ArtifactInfo, safe_path
 from mlplat.artifacts.objects import ObjectInfo
-from mlplat.errors import Conflict, Corrupted, InvalidInput, NotFound
+from mlplat.errors import Conflict, Corrupted, InvalidInput, NotFound, StorageFull
 
 #: Bytes of a piece that ``read`` gives at most.
 CHUNK_BYTES = 1024 * 1024
@@ -79,20 +79,21 @@ class ArtifactStore:
         """Other processes open it anew."""
         return ArtifactStore, (self.url,)
 
-    def write(self, path: str, pieces: Iterable[bytes], digest: str | None = None) -> Entry:
+    def write(self, path: str, pieces: Iterable[bytes], digest: str | None = None, limit: int | None = None) -> Entry:
         """Stores a file.
 
         Args:
             path: where.
             pieces: its bytes.
             digest: the SHA-256 that they must have.
+            limit: how many bytes there is room for.
 
         Raises:
             InvalidInput: the path is not allowed, something else than a file is there, or the digest is another.
             StorageFull, Unavailable: nothing was changed.
         """
         key = file_key(path)
-        entry = self.make(pieces)
+        entry = self.make(pieces if limit is None else _bounded(pieces, limit))
         if digest is not None and digest != entry.sha256:
             raise InvalidInput(f"The bytes of {path!r} have the SHA-256 {entry.sha256} and should have {digest}.")
         self.store_entry(key, entry)
@@ -368,6 +369,15 @@ def file_key(path: str) -> str:
     if not key:
         raise InvalidInput("Invalid path '': a file needs a name.")
     return key
+
+
+def _bounded(pieces: Iterable[bytes], limit: int) -> Iterator[bytes]:
+    size = 0
+    for piece in pieces:
+        size += len(piece)
+        if size > limit:
+            raise StorageFull(f"there is room for {limit} bytes more, and the file has more")
+        yield piece
 
 
 def _first_bytes(pieces: Iterator[bytes]) -> bytes:

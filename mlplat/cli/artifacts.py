@@ -21,7 +21,7 @@ from mlplat.sdk.transfer import OnProgress, download, upload
 from mlplat.settings import Settings
 from mlplat.tally import human_bytes
 
-VERIFY = "/api/v1/storage/verify"
+STORAGE = "/api/v1/storage"
 #: Silence of a scrub after which it is given up.
 SCRUB_TIMEOUT_S = 600.0
 artifacts = typer.Typer(no_args_is_help=True, help="Files of runs: up, down, and checked.")
@@ -81,7 +81,8 @@ def verify_command(
         raise InvalidInput("--repair is for the whole store")
     path = None if run is None else _root(client, run)
     problems, last = 0, dict[str, Any]()
-    with client.stream(VERIFY, SCRUB_TIMEOUT_S, path=path, repair=str(repair).lower()) as parts:
+    method, route = ("POST", "repair") if repair else ("GET", "verify")
+    with client.stream(f"{STORAGE}/{route}", SCRUB_TIMEOUT_S, method=method, path=path) as parts:
         for last in _json_lines(parts):
             for problem in last["problems"]:
                 problems += 1

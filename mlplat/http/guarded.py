@@ -14,8 +14,9 @@ from mlplat.storage.guard import held
 
 @dataclass
 class Written:
-    """What became of a write: the file's size in bytes."""
+    """A write: how many bytes there is room for (None: there is no limit), and how many the file has in the end."""
 
+    room: int | None
     size: int = 0
 
 
@@ -33,6 +34,6 @@ async def guarded(services: Services, path: str, size: int) -> AsyncIterator[Wri
     if hold is not None and await asyncio.to_thread(services.artifacts.has, path):
         raise held(path, hold)
     await guard.require_room(path, size)
-    written = Written()
+    written = Written(await guard.room(path))
     yield written
     await guard.add_use(path, written.size)

@@ -47,7 +47,8 @@ class Uploads:
 
             def pieces() -> Iterator[bytes]:
                 while True:
-                    piece = asyncio.run_coroutine_threadsafe(queue.get(), loop).result()
+                    # Nobody is kept waiting for ever, also when the loop ends.
+                    piece = asyncio.run_coroutine_threadsafe(queue.get(), loop).result(2 * IDLE_S)
                     if piece is None:
                         if broken:
                             raise InvalidInput("the upload broke off")

@@ -180,9 +180,11 @@ class Client:
         self._with_retries(receive)
 
     @contextmanager
-    def stream(self, path: str, read_timeout_s: float, /, **query: Any) -> Iterator[Iterator[bytes]]:
-        """The body of a GET as it comes. Silence for ``read_timeout_s`` ends it, as does a broken connection, which
-        is for the caller to take up again.
+    def stream(
+        self, path: str, read_timeout_s: float, /, *, method: str = "GET", **query: Any
+    ) -> Iterator[Iterator[bytes]]:
+        """The body of a GET, or of another request without a body of its own, as it comes. Silence for
+        ``read_timeout_s`` ends it, as does a broken connection, which is for the caller to take up again.
 
         Raises:
             Overloaded: at once, when the platform has as many streams as it takes.
@@ -192,7 +194,7 @@ class Client:
 
         def send() -> httpx.Response:
             response = self._http.send(
-                self._http.build_request("GET", path, params=params, timeout=timeout), stream=True
+                self._http.build_request(method, path, params=params, timeout=timeout), stream=True
             )
             if not response.is_success:
                 with closing(response):

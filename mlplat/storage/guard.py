@@ -138,6 +138,12 @@ class StorageGuard:
                 f"{quota.used_bytes}; {size} more do not fit. Delete and purge some, or ask for a larger quota."
             )
 
+    async def room(self, path: str) -> int | None:
+        """Bytes that may be written to a path; None: there is no quota."""
+        await self._look()
+        quota = self._quota_of(path)
+        return None if quota is None else max(0, quota.limit_bytes - quota.used_bytes)
+
     async def add_use(self, path: str, size: int) -> None:
         """So many bytes more were written."""
         quota = self._quota_of(path)

@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -187,6 +187,13 @@ async def test_an_experiment_with_a_quota_takes_no_more_than_that(http: httpx.As
     parts = [{"part_number": 1, "etag": part.headers["ETag"]}]
     body = {"path": "/x/third", "upload_id": upload["upload_id"], "parts": parts}
     expect_error(await http.post(f"{mpu}/complete/{folder}", json=body), 507, "RESOURCE_EXHAUSTED", "300000 more")
+
+    async def of_unknown_length() -> AsyncIterator[bytes]:
+        for start in range(0, len(BODY), 50_000):
+            yield BODY[start : start + 50_000]
+
+    refused = await http.put(f"{FILES}/{folder}/third", content=of_unknown_length())
+    expect_error(refused, 507, "RESOURCE_EXHAUSTED", "room for 100000 bytes more")
     entry = (await http.get(f"/api/v1/artifacts/files/{folder}/first")).json()
     refused = await http.put(f"/api/v1/artifacts/files/{folder}/third", json=entry)
     expect_error(refused, 507, "RESOURCE_EXHAUSTED", "300000 more do not fit")

@@ -63,7 +63,8 @@ def install(app: FastAPI, services: Services, uploads: Uploads) -> None:
             return Response(b"{}", media_type="application/json")
         declared = request.headers.get("content-length", "")
         async with guarded(services, path, int(declared) if declared.isdecimal() else 0) as written:
-            entry = await uploads.store(request, partial(services.artifacts.write, path, digest=digest))
+            write = partial(services.artifacts.write, path, digest=digest, limit=written.room)
+            entry = await uploads.store(request, write)
             written.size = entry.size
         headers = {"Repr-Digest": digest_header(entry.sha256), "ETag": etag(entry)}
         return Response(b"{}", media_type="application/json", headers=headers)

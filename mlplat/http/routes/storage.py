@@ -128,14 +128,17 @@ def router(services: Services) -> APIRouter:
         return UsageAnswer(**asdict(found))
 
     @api.get("/verify", response_class=StreamingResponse)
-    async def scrub(path: str = "", repair: bool = False) -> StreamingResponse:
+    async def scrub(path: str = "") -> StreamingResponse:
         """Reads all that is stored, or a folder, and names what is damaged: JSON lines with `checked`, `bytes`, and
-        `problems`. With `repair` damaged blobs are removed: who stores the same bytes again heals the files."""
+        `problems`."""
         folder = safe_path(path)
-        found = verify_folder(services.artifacts, folder) if folder else verify(services.artifacts, repair=repair)
-        lines = _lines(found)
-        first = await asyncio.to_thread(next, lines)  # what is wrong with the path or the store can still be answered
-        return StreamingResponse(itertools.chain([first], lines), media_type=NDJSON)
+        return await _told(verify_folder(services.artifacts, folder) if folder else verify(services.artifacts))
+
+    @api.post("/repair", response_class=StreamingResponse)
+    async def repair() -> StreamingResponse:
+        """Reads all that is stored, as `verify` does, and removes damaged blobs: who stores the same bytes again heals
+        the files."""
+        return await _told(verify(services.artifacts, repair=True))
 
     @api.get("/holds")
     async def holds() -> list[HoldAnswer]:
@@ -181,6 +184,12 @@ def _collection(found: Collection) -> CollectionAnswer:
 def _hold(hold: Hold) -> HoldAnswer:
     subject = hold.subject
     return HoldAnswer(kind=subject.kind, id=subject.id, reason=hold.reason, user=hold.by, created_at=hold.at)
+
+
+async def _told(found: Iterator[Checked]) -> StreamingResponse:
+    lines = _lines(found)
+    first = await asyncio.to_thread(next, lines)  # what is wrong with the path or the store can still be answered
+    return StreamingResponse(itertools.chain([first], lines), media_type=NDJSON)
 
 
 def _lines(found: Iterator[Checked]) -> Iterator[bytes]:
