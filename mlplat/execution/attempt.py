@@ -80,7 +80,9 @@ def _context(
         request.attempt,
         request.max_attempts,
         config.http_url,
-        Checkpoints(artifacts, request.checkpoints, request.attempt, request.keep_checkpoints),
+        Checkpoints(
+            artifacts, request.checkpoints, request.attempt, request.keep_checkpoints, request.best_checkpoints
+        ),
         on_progress,
     )
 
@@ -93,3 +95,8 @@ def _artifacts(url: str) -> ArtifactStore:
 @cache
 def _node() -> str:
     return socket.gethostname()
+
+
+def _checkpoints(request: AttemptRequest, artifacts: ArtifactStore) -> Checkpoints:
+    keep, best = request.keep_checkpoints, request.best_checkpoints
+    return Checkpoints(artifacts, request.checkpoints, request.attempt, keep, best)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:  # workers know attempts and nothing of definitions, which take long to import
     from mlplat.pipelines.spec import PipelineSpec
@@ -96,6 +96,7 @@ class AttemptRequest:
     checkpoints: tuple[str, ...] = ()
     submitted_by: str = ""
     priority: int = 0
+    best_checkpoints: Literal["max", "min"] | None = None
 
     @property
     def node(self) -> Node:

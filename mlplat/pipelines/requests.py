@@ -43,6 +43,7 @@ def attempt_request(
         durable=step.is_durable,
         fresh_process=step.fresh_process,
         keep_checkpoints=step.checkpoint.keep,
+        best_checkpoints=step.checkpoint.best,
         checkpoints=tuple(
             checkpoint_folder(run_id, row.step, row.item) for run_id in (run.run_id, run.resumed_from) if run_id
         ),

@@ -92,6 +92,8 @@ class Checkpoint(Strict):
     """What is kept of an attempt's checkpoints."""
 
     keep: int = Field(default=3, ge=1, le=1_000)
+    #: Which scores are better: beside the last checkpoint those with the best scores stay. None: the last ones stay.
+    best: Literal["max", "min"] | None = None
 
 
 class Approval(Strict):

@@ -286,7 +286,11 @@ class _Here:
             self.options.echo(f"{_name(request)}: {done}{progress['text']}".rstrip())
 
         checkpoints = Checkpoints(
-            self.shipper.artifacts, request.checkpoints, request.attempt, request.keep_checkpoints
+            self.shipper.artifacts,
+            request.checkpoints,
+            request.attempt,
+            request.keep_checkpoints,
+            request.best_checkpoints,
         )
         item = None if request.item == WHOLE_STEP else request.item
         return StepContext(

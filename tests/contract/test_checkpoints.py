@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -135,3 +135,32 @@ def test_what_is_no_folder_is_refused(artifacts: ArtifactStore, tmp_path: Path) 
         with pytest.raises(InvalidInput, match="expected a folder"):
             of(artifacts).save_folder(path)
     assert of(artifacts).load() is None
+
+
+@pytest.mark.parametrize(("best", "kept", "top"), [("max", [0.9, 0.8, 0.1], 0.9), ("min", [0.2, 0.3, 0.1], 0.1)])
+def test_the_best_stay_beside_the_last(
+    artifacts: ArtifactStore, best: Literal["max", "min"], kept: list[float], top: float
+) -> None:
+    checkpoints = Checkpoints(artifacts, [OWN], 1, 3, best)
+    for score in (0.5, 0.9, 0.2, None, 0.8, 0.3, 0.1):
+        checkpoints.save(score, score)
+    assert len(manifests(artifacts)) == 3
+    assert checkpoints.load() == 0.1
+    assert checkpoints.load(best=True) == top
+    after = Checkpoints(artifacts, [BEFORE, OWN], 1, 3, best)
+    assert after.load(best=True) == top
+    after.save("without a score")
+    assert (after.load(), after.load(best=True)) == ("without a score", top)
+    found = {checkpoints._manifest(f"{OWN}/{name.removesuffix('.json')}")["score"] for name in manifests(artifacts)}
+    assert found == set(kept)
+
+
+def test_without_scores_none_is_the_best_and_no_score_is_nan(artifacts: ArtifactStore, tmp_path: Path) -> None:
+    checkpoints = Checkpoints(artifacts, [OWN], 1, 2, "max")
+    for number in range(4):
+        checkpoints.save(number)
+    assert manifests(artifacts) == ["000001-000003.json", "000001-000004.json"]
+    assert checkpoints.load("default", best=True) == "default"
+    assert not checkpoints.load_folder(tmp_path, best=True)
+    with pytest.raises(InvalidInput, match="must be a number"):
+        checkpoints.save(1, float("nan"))
