@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import fsspec
 import psutil
 
 from mlplat.artifacts.store import ArtifactStore
@@ -18,7 +19,9 @@ from mlplat.sdk.client import Client
 from mlplat.sdk.known_files import KnownFiles
 from mlplat.sdk.transfer import download, upload
 from tests.benchmarks.result import Result
+from tests.ceph_packages import ensure_ceph
 from tests.platform import Platform
+from tests.s3 import S3Server
 
 LARGE_MB = 500
 MEGABYTE = 1_000_000
@@ -57,6 +60,32 @@ def run(platform: Platform) -> Iterator[Result]:
                 f"new bytes, 1% changed in {count} places", share * 100, "%", bound="<= 5" if count == 1 else None
             )
         yield _small(client, folder)
+    yield from _bucket()
+
+
+def _bucket() -> Iterator[Result]:
+    """The store in a bucket beside plain s3fs, on a real S3 server; nothing where that cannot be had."""
+    if why := ensure_ceph():
+        print(why)
+        return
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        server = S3Server(Path(folder) / "s3")
+        server.start()
+        try:
+            os.environ.update(server.environment)
+            bucket = server.new_bucket()
+            plain = fsspec.filesystem("s3")
+            store = ArtifactStore(f"s3://{bucket}/store")
+            body = os.urandom(LARGE_MB * MEGABYTE)
+            pieces = [body[start : start + MEGABYTE] for start in range(0, len(body), MEGABYTE)]
+            peer = LARGE_MB / _timed(lambda: plain.pipe_file(f"{bucket}/plain", body))
+            own = LARGE_MB / _timed(lambda: store.write("bench/large", pieces))
+            yield Result(f"{LARGE_MB} MB into a bucket, s3fs beside it", own, "MB/s", peer, f">= {0.8 * peer:.0f}")
+            peer = LARGE_MB / _timed(lambda: plain.cat_file(f"{bucket}/plain"))
+            own = LARGE_MB / _timed(lambda: sum(map(len, store.read("bench/large"))))
+            yield Result(f"{LARGE_MB} MB from a bucket, s3fs beside it", own, "MB/s", peer, f">= {0.8 * peer:.0f}")
+        finally:
+            server.kill()
 
 
 def _again(client: Client, folder: Path, large: Path, first: float) -> Iterator[Result]:
