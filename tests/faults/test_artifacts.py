@@ -238,7 +238,7 @@ def test_the_gateway_is_killed_in_the_middle_of_a_collection(
     assert needed in s3_platform.blobs()
     _expect(s3_platform, path, source)
     made = s3_platform.client.get("/api/v1/storage/collections")
-    assert [each["finished_at"] is None for each in made[: len(made) - len(before)]].count(True) == 1
+    assert [each["report"] is None for each in made[: len(made) - len(before)]].count(True) == 1
     _tell(capsys, f"kill -9 of the gateway that is {when}", fault.fired, "collected by the next one, nothing lost")
 
 
