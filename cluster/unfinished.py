@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sqlalchemy import make_url
 
+from mlplat.durable import sync_folder
 from mlplat.errors import BringUpError
 from mlplat.metrics.store import MetricStore
 from mlplat.settings import PlatformConfig
@@ -79,13 +80,13 @@ def write_marker(state_dir: Path, restore: Unfinished) -> None:
         out.flush()
         os.fsync(out.fileno())
     partial.replace(state_dir / MARKER)
-    _sync(state_dir)
+    sync_folder(state_dir)
 
 
 def remove_marker(state_dir: Path) -> None:
     """From now on they are."""
     (state_dir / MARKER).unlink(missing_ok=True)
-    _sync(state_dir)
+    sync_folder(state_dir)
 
 
 def require_finished(state_dir: Path) -> None:
@@ -100,11 +101,3 @@ def require_finished(state_dir: Path) -> None:
             "a restore has begun and has not been finished; run it again: "
             f"mlplat restore {restore.source} --at {restore.backup}"
         )
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

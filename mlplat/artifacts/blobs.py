@@ -24,16 +24,14 @@ import msgspec
 
 from mlplat.artifacts.chunking import pack, unpack
 from mlplat.artifacts.entry import Chunk, check_digest
+from mlplat.artifacts.layout import BLOBS, CONDEMNED_KEY, PACKED
 from mlplat.artifacts.objects import Objects
 from mlplat.errors import Corrupted, InvalidInput, NotFound, Overloaded
 
-BLOBS = ".blobs"
-CONDEMNED_KEY = ".collector/condemned.json"
 #: How old what this process knows about condemned blobs may be.
 MAX_LOOK_AGE_S = 30.0
 #: Suffixes of the generations. A third is needed only when two are condemned at once.
 GENERATIONS = ("", ".1", ".2", ".3")
-PACKED = ".zst"
 
 
 class Condemned(msgspec.Struct, frozen=True):

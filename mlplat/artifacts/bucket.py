@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import fsspec
-from fsspec.implementations.local import LocalFileSystem
 
+from mlplat.artifacts.digests import in_base64
 from mlplat.artifacts.folder import Folder
 from mlplat.artifacts.objects import Child, ObjectInfo, Objects
 from mlplat.errors import StorageFull, Unavailable
@@ -40,11 +39,16 @@ _CONFIG = {
 
 def open_objects(url: str) -> Objects:
     """The objects at ``file:///…`` or ``s3://bucket/prefix``."""
-    if not url.startswith("s3://"):
-        return Folder(LocalFileSystem._strip_protocol(url))
+    filesystem, root = open_filesystem(url)
+    return Bucket(filesystem, root) if url.startswith("s3://") else Folder(root)
+
+
+def open_filesystem(url: str) -> tuple[Any, str]:
+    """fsspec's file system for a URL, and the path in it. Any: fsspec has no types."""
     # Listings are never cached: other processes write to the bucket too.
-    filesystem, root = fsspec.core.url_to_fs(url, use_listings_cache=False, config_kwargs=_CONFIG)
-    return Bucket(filesystem, root.rstrip("/"))
+    options = {"use_listings_cache": False} | ({"config_kwargs": _CONFIG} if url.startswith("s3://") else {})
+    filesystem, root = fsspec.core.url_to_fs(url, **options)
+    return filesystem, root.rstrip("/")
 
 
 class Bucket:
@@ -87,7 +91,7 @@ class Bucket:
         del named_later  # a bucket knows no difference
         more = {"IfNoneMatch": "*"} if only_new else {}
         if sha256 is not None:
-            more["ChecksumSHA256"] = _base64(sha256)
+            more["ChecksumSHA256"] = in_base64(sha256)
         try:
             with self._told():
                 self._call("put_object", Key=self._prefix + key, Body=bytes(body), **more)
@@ -144,9 +148,9 @@ class Bucket:
         return self._sign("get_object", key, {})
 
     def url_to_write(self, key: str, sha256: str) -> str:
-        """A URL by which anybody writes an object, with the headers of ``checksum_headers`` and these bytes alone, as
-        far as the server looks at checksums."""
-        return self._sign("put_object", key, {"ChecksumSHA256": _base64(sha256)})
+        """A URL by which anybody writes an object, with the header of ``digests.s3_checksum`` and these bytes alone, if
+        the server looks at checksums."""
+        return self._sign("put_object", key, {"ChecksumSHA256": in_base64(sha256)})
 
     def checked_size(self, key: str, sha256: str) -> int | None:
         """The size of an object of which the server itself has seen that it has this SHA-256; None: it does not say."""
@@ -155,7 +159,7 @@ class Bucket:
                 found = self._call("head_object", Key=self._prefix + key, ChecksumMode="ENABLED")
         except FileNotFoundError:
             return None
-        return int(found["ContentLength"]) if found.get("ChecksumSHA256") == _base64(sha256) else None
+        return int(found["ContentLength"]) if found.get("ChecksumSHA256") == in_base64(sha256) else None
 
     def copy(self, source: str, target: str) -> bool:
         """Copies an object within the bucket; False: there is none."""
@@ -208,15 +212,6 @@ class Bucket:
             raise Unavailable(
                 f"the bucket {self._bucket} does not answer as it should: {code or type(error).__name__}: {error}"
             ) from error
-
-
-def checksum_headers(sha256: str) -> dict[str, str]:
-    """What has to be sent with a signed PUT of bytes with this SHA-256."""
-    return {"x-amz-checksum-sha256": _base64(sha256)}
-
-
-def _base64(sha256: str) -> str:
-    return base64.b64encode(bytes.fromhex(sha256)).decode()
 
 
 class _OutOfRange(Exception):

@@ -28,11 +28,6 @@ _WORTH_IT = 0.8
 _ZSTD = pa.Codec("zstd", compression_level=1)
 
 
-def sha256(body: bytes | bytearray | memoryview) -> str:
-    """The SHA-256 of bytes, in hex."""
-    return hashlib.sha256(body).hexdigest()
-
-
 def cut(pieces: Iterable[bytes], average: int) -> Iterator[memoryview]:
     """The chunks of a file that comes in pieces of any size; two of the largest chunks are in memory.
 

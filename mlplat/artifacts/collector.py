@@ -19,20 +19,17 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from mlplat.artifacts.blobs import BLOBS, CONDEMNED_KEY, GENERATIONS, Condemned, read_condemned
+from mlplat.artifacts.blobs import GENERATIONS, Condemned, read_condemned
 from mlplat.artifacts.entry import HEADER_BYTES, SURE_BYTES, Entry, decode, decode_header
-from mlplat.artifacts.folder import UPLOADS
+from mlplat.artifacts.layout import BLOBS, CONDEMNED_KEY, UPLOADS, files
 from mlplat.artifacts.objects import ObjectInfo, Objects
 from mlplat.errors import InvalidInput, Unavailable
 
-#: The shortest grace period for stores in use, in seconds: longer than any write takes.
-MIN_GRACE_S = 3_600.0
 #: Uploads that nobody goes on with are scratch after so long.
 SCRATCH_S = 24 * 3_600.0
 #: Keys that may be condemned at once, for the size of their list; the next collection goes on.
 MAX_CONDEMNED = 500_000
 READERS = 16
-_OWN = (BLOBS, CONDEMNED_KEY.partition("/")[0])
 #: What disks and people leave among the blobs has other names.
 _BLOB = re.compile(r".*/[0-9a-f]{64}(\.zst)?(\.\d+)?\Z", re.ASCII)
 
@@ -161,13 +158,9 @@ class Collector:
         return np.unique(np.concatenate(found))
 
     def _entries(self) -> Iterator[ObjectInfo]:
-        for child in self._objects.children(""):
-            if child.info is not None:
-                yield child.info
-            elif child.name == UPLOADS:  # what is being written has no folder there, parts that wait have one
-                yield from (info for info in self._objects.walk(UPLOADS) if info.key.count("/") > 1)
-            elif child.name not in _OWN:
-                yield from self._objects.walk(child.name)
+        """Files, and parts of uploads: what is being written lies beside these, in no folder."""
+        yield from files(self._objects)
+        yield from (info for info in self._objects.walk(UPLOADS) if info.key.count("/") > 1)
 
     def _read(self, info: ObjectInfo) -> tuple[ObjectInfo, Entry | None]:
         """The entry of an object without its bytes, None when it is damaged."""

@@ -14,7 +14,7 @@ from mlplat.artifacts.blobs import key_of
 from mlplat.artifacts.bucket import Bucket
 from mlplat.artifacts.chunking import MAX_CHUNK_BYTES
 from mlplat.artifacts.entry import Entry
-from mlplat.artifacts.folder import UPLOADS
+from mlplat.artifacts.layout import UPLOADS
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.errors import InvalidInput, NotFound
 

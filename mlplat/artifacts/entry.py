@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from mlplat.artifacts.chunking import MAX_CHUNK_BYTES, sha256
+from mlplat.artifacts.chunking import MAX_CHUNK_BYTES
+from mlplat.artifacts.digests import sha256
 from mlplat.errors import InvalidInput
 
 HEADER_BYTES = 128

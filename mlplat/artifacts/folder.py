@@ -11,13 +11,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from mlplat.artifacts.layout import OWN, UPLOADS
 from mlplat.artifacts.objects import Child, ObjectInfo
+from mlplat.durable import sync_folder
 from mlplat.errors import InvalidInput, StorageFull, Unavailable
 
-#: Scratch: what is being written.
-UPLOADS = ".uploads"
-#: Folders of the store itself.
-OWN = (".blobs/", ".collector/", f"{UPLOADS}/")
 #: A folder that is deleted while it is written, or the other way round, is tried again so often.
 MAX_ROUNDS = 100
 #: What deleting meets when somebody else writes or deletes in the same folder; rmtree has an error without a number.
@@ -67,7 +65,7 @@ class Folder:
                 _put(partial, target, only_new)
                 if not named_later:
                     with suppress(FileNotFoundError):  # deleted already
-                        _sync_folder(target.parent)
+                        sync_folder(target.parent)
         except FileExistsError as error:
             if only_new and target.is_file():
                 return False
@@ -82,9 +80,9 @@ class Folder:
     def sync(self, keys: Iterable[str]) -> None:
         """See ``Objects``."""
         with _errors_told(self._root):
-            for folder in {os.path.dirname(key) for key in keys}:  # noqa: PTH120 - as a Path it would be slow
+            for folder in {key.rpartition("/")[0] for key in keys}:
                 with suppress(FileNotFoundError):
-                    _sync_folder(Path(self._root, folder))
+                    sync_folder(Path(self._root, folder))
 
     def info(self, key: str) -> ObjectInfo | None:
         """See ``Objects``."""
@@ -151,7 +149,7 @@ class Folder:
     def _path(self, key: str) -> str:
         path = f"{self._root}/{key}" if key else self._root
         # What the store keeps for itself has names that it made itself.
-        if key.startswith(OWN) or os.path.realpath(path).startswith(f"{self._real_root}/") or not key:
+        if key.partition("/")[0] in OWN or os.path.realpath(path).startswith(f"{self._real_root}/") or not key:
             return path
         raise InvalidInput(f"Invalid path {key[:200]!r}: a link leads out of the store.")
 
@@ -228,12 +226,4 @@ def _make_folder(folder: Path) -> None:
         if os.path.lexists(folder):
             raise
         raise FileNotFoundError(folder) from None  # deleted already
-    _sync_folder(folder.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(folder.parent)

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterable, Sequence
 
 from mlplat.artifacts.entry import Chunk, Entry, decode
-from mlplat.artifacts.folder import UPLOADS
+from mlplat.artifacts.layout import UPLOADS
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.errors import Corrupted, InvalidInput, NotFound
 

@@ -11,17 +11,16 @@ import builtins
 import hashlib
 import time
 import uuid
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import TypeVar
 
-from mlplat.artifacts.blobs import BLOBS, CONDEMNED_KEY, Blobs
+from mlplat.artifacts.blobs import Blobs
 from mlplat.artifacts.bucket import open_objects
-from mlplat.artifacts.chunking import WholeHash, cut, sha256
+from mlplat.artifacts.chunking import WholeHash, cut
+from mlplat.artifacts.digests import sha256
 from mlplat.artifacts.entry import (
     HEADER_BYTES,
     INLINE_BYTES,
@@ -35,20 +34,18 @@ from mlplat.artifacts.entry import (
     decode_header,
     encode,
 )
-from mlplat.artifacts.folder import UPLOADS
 from mlplat.artifacts.frames import Frame
+from mlplat.artifacts.layout import OWN, UPLOADS
 from mlplat.artifacts.model import ArtifactInfo, safe_path
 from mlplat.artifacts.objects import ObjectInfo
 from mlplat.errors import Conflict, Corrupted, InvalidInput, NotFound, StorageFull
+from mlplat.parallel import in_order
 
 #: Bytes of a piece that ``read`` gives at most.
 CHUNK_BYTES = 1024 * 1024
 #: A write that takes longer looks once more whether its chunks are there.
 FRESH_S = 600.0
 MAX_KNOWN_HEADERS = 100_000
-_RESERVED = (BLOBS, UPLOADS, CONDEMNED_KEY.partition("/")[0])
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -112,7 +109,7 @@ class ArtifactStore:
             self._require(chunks)
         return Entry(sum(chunk.size for chunk in chunks), whole.hexdigest(), None, chunks)
 
-    def write_whole(self, path: str, body: bytes) -> None:
+    def write_inline(self, path: str, body: bytes) -> None:
         """Stores a file that is written again and again, such as the newest part of a log: not as blobs.
 
         Raises:
@@ -145,7 +142,7 @@ class ArtifactStore:
         Raises:
             InvalidInput: the bytes of one have another; those before it are stored.
         """
-        return self._each(self.objects.parallel, (partial(self.blobs.put_named, *frame) for frame in frames))
+        return in_order(self._pool, self.objects.parallel, (partial(self.blobs.put_named, *frame) for frame in frames))
 
     def assemble(self, path: str, size: int, digest: str, chunks: Sequence[tuple[str, int]]) -> Entry:
         """Makes a file of chunks that are there.
@@ -203,8 +200,10 @@ class ArtifactStore:
             return
         whole = hashlib.sha256()
         wanted = list(_overlapping(entry.chunks, start, end))
-        bodies = self._each(
-            self.objects.parallel // 2, (partial(self._chunk, path, chunk) for chunk, _first, _last in wanted)
+        bodies = in_order(
+            self._pool,
+            self.objects.parallel // 2,
+            (partial(self._chunk, path, chunk) for chunk, _first, _last in wanted),
         )
         for number, ((_chunk, first, last), body) in enumerate(zip(wanted, bodies, strict=True), 1):
             if (start, end) == (0, entry.size):
@@ -232,7 +231,7 @@ class ArtifactStore:
     def list(self, path: str) -> builtins.list[ArtifactInfo]:
         """Direct children of a folder, by name; a file or nothing there gives an empty list."""
         key = _key(path)
-        found = [child for child in self.objects.children(key) if key or child.name not in _RESERVED]
+        found = [child for child in self.objects.children(key) if key or child.name not in OWN]
         infos = [child.info for child in found if child.info is not None]
         sizes = {info.key: size for info, size in zip(infos, self._sizes(infos), strict=True)}
         entries = [
@@ -291,24 +290,7 @@ class ArtifactStore:
 
     def _put_all(self, chunks: Iterable[memoryview]) -> Iterator[Chunk]:
         """Stores chunks, several at once."""
-        return self._each(self.objects.parallel, (partial(self.blobs.put, chunk) for chunk in chunks))
-
-    def _each(self, count: int, calls: Iterable[Callable[[], T]]) -> Iterator[T]:
-        """What calls return, in their order; ``count`` of them run at once."""
-        waiting = deque[Future[T]]()
-        try:
-            for call in calls:
-                waiting.append(self._pool.submit(call))
-                if len(waiting) >= count:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        except Exception:  # what had begun, or was about to, comes to its end
-            wait(waiting)
-            raise
-        finally:
-            for future in waiting:
-                future.cancel()
+        return in_order(self._pool, self.objects.parallel, (partial(self.blobs.put, chunk) for chunk in chunks))
 
     def _require(self, chunks: Sequence[Chunk]) -> None:
         wanted = list(dict.fromkeys(chunks))
@@ -354,7 +336,7 @@ class ArtifactStore:
 
 def _key(path: str) -> str:
     safe = safe_path(path)
-    if safe.split("/", 1)[0] in _RESERVED:
+    if safe.split("/", 1)[0] in OWN:
         raise InvalidInput(f"Invalid path {path[:200]!r}: '{safe.split('/', 1)[0]}' is reserved.")
     return safe
 

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mlplat.artifacts.blobs import BLOBS, CONDEMNED_KEY
 from mlplat.artifacts.entry import HEADER_BYTES, decode_header
-from mlplat.artifacts.folder import UPLOADS
+from mlplat.artifacts.layout import FORMAT_KEY, files
 from mlplat.artifacts.objects import Objects
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.errors import InvalidInput
 
-FORMAT_KEY = ".collector/format"
 FORMAT = b"2\n"
 PIECE_BYTES = 8 * 1024 * 1024
-_OWN = (BLOBS, UPLOADS, CONDEMNED_KEY.partition("/")[0])
 
 
 def adopt_plain_files(store: ArtifactStore) -> int:
@@ -27,14 +24,10 @@ def adopt_plain_files(store: ArtifactStore) -> int:
     if objects.info(FORMAT_KEY) is not None:
         return 0
     adopted = 0
-    for child in objects.children(""):
-        if child.name in _OWN:
-            continue
-        infos = [child.info] if child.info is not None else list(objects.walk(child.name))
-        for info in infos:
-            if not _is_entry(objects, info.key):
-                store.write(info.key, _pieces(objects, info.key, info.size))
-                adopted += 1
+    for info in list(files(objects)):
+        if not _is_entry(objects, info.key):
+            store.write(info.key, _pieces(objects, info.key, info.size))
+            adopted += 1
     objects.write(FORMAT_KEY, FORMAT)
     return adopted
 

@@ -7,17 +7,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-from mlplat.artifacts.blobs import BLOBS, CONDEMNED_KEY, PACKED, key_of
-from mlplat.artifacts.chunking import sha256, unpack_all
+from mlplat.artifacts.blobs import key_of
+from mlplat.artifacts.chunking import unpack_all
+from mlplat.artifacts.digests import sha256
 from mlplat.artifacts.entry import decode
-from mlplat.artifacts.folder import UPLOADS
+from mlplat.artifacts.layout import BLOBS, PACKED, files
 from mlplat.artifacts.objects import ObjectInfo
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.errors import Corrupted, InvalidInput, NotFound
+from mlplat.parallel import in_order
 
 READERS = 4
-AHEAD = 64
-_OWN = (BLOBS, UPLOADS, CONDEMNED_KEY.partition("/")[0])
+AHEAD = 16
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def verify(store: ArtifactStore, *, repair: bool = False) -> Iterator[Checked]:
         for blob in _mapped(pool, partial(_check_blob, store, repair=repair), store.objects.walk(BLOBS)):
             (damaged if blob.problem else present).add(blob.name)
             yield blob
-        yield from _mapped(pool, partial(_check_file, store, present, damaged), _files(store))
+        yield from _mapped(pool, partial(_check_file, store, present, damaged), files(store.objects))
 
 
 def verify_folder(store: ArtifactStore, path: str) -> Iterator[Checked]:
@@ -53,14 +54,6 @@ def verify_folder(store: ArtifactStore, path: str) -> Iterator[Checked]:
             yield Checked(name, 0, error.message)
         except NotFound:  # deleted meanwhile
             yield Checked(name, 0)
-
-
-def _files(store: ArtifactStore) -> Iterator[ObjectInfo]:
-    for child in store.objects.children(""):
-        if child.info is not None:
-            yield child.info
-        elif child.name not in _OWN:
-            yield from store.objects.walk(child.name)
 
 
 def _check_blob(store: ArtifactStore, info: ObjectInfo, *, repair: bool) -> Checked:
@@ -91,9 +84,6 @@ def _check_file(store: ArtifactStore, present: set[str], damaged: set[str], info
         entry = decode(stored)
     except InvalidInput as error:
         return Checked(info.key, len(stored), error.message)
-    if entry.body is not None:
-        is_sound = sha256(entry.body) == entry.sha256
-        return Checked(info.key, len(stored), "" if is_sound else "its bytes have another SHA-256")
     for chunk in entry.chunks:
         key = key_of(chunk.sha256, chunk.suffix)
         if key in damaged:
@@ -104,11 +94,4 @@ def _check_file(store: ArtifactStore, present: set[str], damaged: set[str], info
 
 
 def _mapped(pool: ThreadPoolExecutor, check: partial[Checked], infos: Iterator[ObjectInfo]) -> Iterator[Checked]:
-    """Checks, a few at once; infos are taken only as fast as they are worked off."""
-    batch = list[ObjectInfo]()
-    for info in infos:
-        batch.append(info)
-        if len(batch) >= AHEAD:
-            yield from pool.map(check, batch)
-            batch = []
-    yield from pool.map(check, batch)
+    return in_order(pool, AHEAD, (partial(check, info) for info in infos))

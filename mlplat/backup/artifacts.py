@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from typing import TypeVar
 
 import msgspec
@@ -22,6 +21,7 @@ from mlplat.backup.digests import actual, expected
 from mlplat.backup.model import BLOBS, INDEX, SHARED, Artifact, Backup, DumpFile, blob_name, parse_artifact
 from mlplat.backup.tree import Missing, Tree
 from mlplat.errors import Corrupted, Unavailable
+from mlplat.parallel import in_order
 from mlplat.tally import Tally, no_tally
 
 WORKERS = 8
@@ -211,7 +211,5 @@ def _difference(artifact: Artifact, found: tuple[int, str]) -> str | None:
 
 def _in_parallel(call: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     """The answers, in order."""
-    rest = iter(items)
     with ThreadPoolExecutor(WORKERS, "backup") as pool:
-        while window := list(islice(rest, WINDOW)):
-            yield from pool.map(call, window)
+        yield from in_order(pool, WINDOW, (partial(call, item) for item in items))

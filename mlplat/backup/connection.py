@@ -7,10 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import psycopg
-from sqlalchemy import make_url
-from sqlalchemy.dialects.postgresql.psycopg import dialect
 
-from mlplat.db.engine import connect_args
+from mlplat.db.engine import psycopg_arguments
 from mlplat.errors import Unavailable
 
 #: Bounds for one table, and for a lock that somebody else holds.
@@ -34,11 +32,10 @@ def connected(url: str, application: str) -> Iterator[Connection]:
     Raises:
         Unavailable: Postgres is away, refuses, or went away meanwhile.
     """
-    _arguments, where = dialect().create_connect_args(make_url(url))  # type: ignore[no-untyped-call]  # SQLAlchemy's
     options = " ".join(f"-c {name}={value}" for name, value in _SETTINGS.items())
     try:
         connection = psycopg.connect(
-            **where | connect_args(application) | {"options": options, "client_encoding": "utf8"}, autocommit=True
+            **psycopg_arguments(url, application) | {"options": options, "client_encoding": "utf8"}, autocommit=True
         )
         try:
             yield connection

@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from mlplat.artifacts import layout
 from mlplat.errors import InvalidInput
 
 FORMAT = "mlplat-backup"
@@ -29,7 +30,7 @@ INDEX = "artifacts.jsonl.zst"
 SHARED = "artifacts/"
 MAX_MANIFEST_BYTES = 64 * 1024 * 1024
 #: Keys of the artifact store below these: bytes named by their digest, and what is not complete yet.
-BLOBS, UPLOADS = ".blobs/", ".uploads/"
+BLOBS, UPLOADS = f"{layout.BLOBS}/", f"{layout.UPLOADS}/"
 
 _NAME_FORMAT = "%Y%m%dT%H%M%S.%fZ"
 _NAME = re.compile(r"\d{8}T\d{6}\.\d{6}Z\Z", re.ASCII)

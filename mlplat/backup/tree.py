@@ -17,11 +17,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-import fsspec
 from botocore.exceptions import BotoCoreError, ClientError
 from fsspec.implementations.local import LocalFileSystem
 
+from mlplat.artifacts.bucket import open_filesystem
 from mlplat.backup.model import is_key
+from mlplat.durable import sync_folder
 from mlplat.errors import InvalidInput, Unavailable
 
 if TYPE_CHECKING:
@@ -80,9 +81,7 @@ class Tree:
     def __init__(self, url: str, *, scratch: str, private: bool = False) -> None:
         self.url = url
         self._fs: Any
-        # Listings of a bucket are never cached: other processes write to it too.
-        self._fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
-        self._root = root.rstrip("/")
+        self._fs, self._root = open_filesystem(url)
         self._local = isinstance(self._fs, LocalFileSystem)
         self._scratch = scratch.strip("/")
         self._mode = 0o700 if private else 0o777
@@ -185,7 +184,7 @@ class Tree:
         above = {parent for folder in changed for parent in folder.parents if parent.is_relative_to(root)}
         for folder in changed | above | {root.parent}:
             if self._local and folder.is_dir():
-                _sync(folder)
+                sync_folder(folder)
 
     def _full(self, key: str) -> str:
         if not is_key(key):
@@ -216,14 +215,6 @@ class Tree:
             folder = folder.parent
         for each in reversed(missing):
             each.mkdir(mode=self._mode, exist_ok=True)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -10,7 +10,8 @@ from typing import Any
 import psycopg
 from psycopg.abc import RV, PQGen
 from psycopg.pq import TransactionStatus
-from sqlalchemy import Engine, ExceptionContext, Executable, Row, create_engine, event, text
+from sqlalchemy import Engine, ExceptionContext, Executable, Row, create_engine, event, make_url, text
+from sqlalchemy.dialects.postgresql.psycopg import dialect
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -43,6 +44,12 @@ def connect_args(application: str) -> dict[str, object]:
         "keepalives_count": 3,
         "tcp_user_timeout": 10_000,  # milliseconds, for what was sent and never acknowledged
     }
+
+
+def psycopg_arguments(url: str, application: str) -> dict[str, Any]:
+    """What psycopg takes for a URL of SQLAlchemy's; see ``connect_args``."""
+    _arguments, where = dialect().create_connect_args(make_url(url))  # type: ignore[no-untyped-call]  # SQLAlchemy's
+    return {**where, **connect_args(application)}
 
 
 class BoundedConnection(psycopg.AsyncConnection[Any]):

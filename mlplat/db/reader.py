@@ -10,10 +10,10 @@ from typing import Any
 import psycopg
 from psycopg.rows import namedtuple_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
-from sqlalchemy import Executable, Select, make_url
+from sqlalchemy import Executable, Select
 from sqlalchemy.dialects.postgresql.psycopg import dialect
 
-from mlplat.db.engine import BoundedConnection, connect_args
+from mlplat.db.engine import BoundedConnection, psycopg_arguments
 from mlplat.errors import InvalidInput, Unavailable
 
 #: Postgres comes back within seconds; callers outwait it.
@@ -45,8 +45,7 @@ class Reader:
     """
 
     def __init__(self, url: str, application: str, pool_size: int) -> None:
-        _arguments, where = _DIALECT.create_connect_args(make_url(url))  # type: ignore[no-untyped-call]  # as above
-        self._connect = {**where, **connect_args(application), "autocommit": True, "row_factory": namedtuple_row}
+        self._connect = {**psycopg_arguments(url, application), "autocommit": True, "row_factory": namedtuple_row}
         self._pool_size = pool_size
         self._pool: AsyncConnectionPool[BoundedConnection] | None = None
         self._opening = asyncio.Lock()

@@ -45,7 +45,7 @@ class AttemptLog:
         self._lock = threading.Lock()
 
         def write(name: str, body: bytes) -> None:
-            artifacts.write_whole(f"{folder}/{name}", body)
+            artifacts.write_inline(f"{folder}/{name}", body)
 
         self._shipper = Shipper(self, write, SEGMENT_INTERVAL_S, full_notice=FULL_NOTICE)
 

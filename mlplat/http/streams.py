@@ -14,13 +14,13 @@ from mlplat.http.mlflow.endpoint import wire_double
 PIECE_BYTES = 256 * 1024
 
 
-async def in_pieces(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def in_pieces(parts: AsyncIterator[bytes], piece_bytes: int = PIECE_BYTES) -> AsyncIterator[bytes]:
     """The same bytes in fewer, larger pieces."""
     waiting, size = [], 0
     async for part in parts:
         waiting.append(part)
         size += len(part)
-        if size >= PIECE_BYTES:
+        if size >= piece_bytes:
             yield b"".join(waiting)
             waiting, size = [], 0
     if waiting:

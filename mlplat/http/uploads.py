@@ -6,13 +6,14 @@ import asyncio
 import base64
 import binascii
 import re
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
 from mlplat.errors import InvalidInput
+from mlplat.http.streams import in_pieces
 
 #: Pieces are handed to the thread in this size, and as many may wait for it.
 PIECE_BYTES = 1024 * 1024
@@ -58,7 +59,7 @@ class Uploads:
             storing = loop.run_in_executor(self._threads, store, pieces())
             try:
                 async with asyncio.timeout(IDLE_S) as idle:
-                    async for piece in _in_pieces(request.stream()):
+                    async for piece in in_pieces(request.stream(), PIECE_BYTES):
                         idle.reschedule(None)
                         await _put(queue, piece, storing)
                         idle.reschedule(loop.time() + IDLE_S)
@@ -95,23 +96,6 @@ def wanted_digest(request: Request) -> str | None:
     if len(digest) != 32:
         raise InvalidInput(f"not a digest as RFC 9530 has it, sha-256=:…: in Base64: {header[:100]!r}")
     return digest.hex()
-
-
-def digest_header(sha256: str) -> str:
-    """The value of ``Content-Digest`` or ``Repr-Digest`` for a SHA-256 in hex."""
-    return f"sha-256=:{base64.b64encode(bytes.fromhex(sha256)).decode()}:"
-
-
-async def _in_pieces(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    waiting, size = list[bytes](), 0
-    async for part in parts:
-        waiting.append(part)
-        size += len(part)
-        if size >= PIECE_BYTES:
-            yield b"".join(waiting)
-            waiting, size = [], 0
-    if size:
-        yield b"".join(waiting)
 
 
 async def _put(queue: asyncio.Queue[bytes | None], piece: bytes | None, storing: asyncio.Future[T]) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import quote
 
@@ -15,6 +13,7 @@ import httpx
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from mlplat import errors
+from mlplat.artifacts.digests import content_digest
 from mlplat.artifacts.model import proxied_path
 from mlplat.errors import PlatformError, Unavailable
 from mlplat.sdk.context import current_step
@@ -103,8 +102,8 @@ class Client:
 
     def put_bytes(self, path: str, body: bytes, sha256: str) -> None:
         """Stores bytes with a PUT, which is refused when they do not arrive with this SHA-256 (hex)."""
-        digest = f"sha-256=:{base64.b64encode(bytes.fromhex(sha256)).decode()}:"
-        self._call("PUT", path, content=body, headers={"Content-Digest": digest}, timeout=self._time_for(len(body)))
+        headers = {"Content-Digest": content_digest(sha256)}
+        self._call("PUT", path, content=body, headers=headers, timeout=self._time_for(len(body)))
 
     def chunking(self) -> Chunking:
         """How the platform's artifact store keeps files."""
@@ -145,23 +144,6 @@ class Client:
     def post_for_bytes(self, path: str, body: Any) -> bytes:
         """The raw answer of a POST."""
         return self._call("POST", path, json=body).content
-
-    def upload(self, path: str, file: Path) -> None:
-        """Streams a file in a PUT; starts over when the platform goes away meanwhile."""
-        self.upload_from(path, lambda: file.open("rb"), file.stat().st_size)
-
-    def upload_from(self, path: str, open_body: Callable[[], BinaryIO], size: int = 0) -> None:
-        """Streams what ``open_body`` opens in a PUT; opens it again when it has to start over.
-
-        With ``size``, in bytes, the platform gets time to store so many after it has received them.
-        """
-        timeout = self._time_for(size)
-
-        def send() -> httpx.Response:
-            with open_body() as body:
-                return self._http.put(quote(path), content=_chunks(body), timeout=timeout)
-
-        self._with_retries(send)
 
     def download(self, path: str, into: BinaryIO, /, **query: Any) -> None:
         """Streams the body of a GET into a file from its start; starts over when the platform goes away meanwhile."""
@@ -265,11 +247,6 @@ def _until_broken(response: httpx.Response) -> Iterator[bytes]:
         yield from response.iter_bytes()
     except httpx.TransportError:
         return
-
-
-def _chunks(body: Any, size: int = 1024 * 1024) -> Iterator[bytes]:
-    while chunk := body.read(size):
-        yield chunk
 
 
 def artifact_root(artifact_uri: str) -> str:

@@ -18,7 +18,7 @@ from mlplat.sdk.client import API, Client
 from mlplat.sdk.metrics import Send, best_sender
 from mlplat.sdk.records import Call, CreateRun, PutFile, SpooledRecord, from_frame
 from mlplat.sdk.spool import Frame, Kind
-from mlplat.sdk.transfer import put_whole, upload
+from mlplat.sdk.transfer import put_at_once, upload
 
 #: Points of several frames travel together up to this size.
 MAX_BATCH_BYTES = 2 * 1024 * 1024
@@ -102,7 +102,7 @@ class Delivery:
     def _put_file(self, record: PutFile, copy: Path) -> None:
         target = f"{self._root_of(record.run_id)}/{record.path}"
         if record.path.startswith(CONSOLE):
-            put_whole(self._client, target, copy.read_bytes())
+            put_at_once(self._client, target, copy.read_bytes())
         else:
             upload(self._client, target, copy)
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 
 import httpx
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from mlplat.artifacts.chunking import sha256, unpack
+from mlplat.artifacts.chunking import unpack
+from mlplat.artifacts.digests import s3_checksum, sha256
+from mlplat.artifacts.layout import PACKED
 from mlplat.errors import Corrupted, InvalidInput, Unavailable
 
 ATTEMPTS = 4
 CONNECT_TIMEOUT_S, TIMEOUT_S = 5.0, 60.0
-PACKED = ".zst"
 
 
 class Unreachable(Unavailable):
@@ -28,8 +28,7 @@ def send(urls: Mapping[str, str], chunks: Mapping[str, bytes | memoryview]) -> N
     """
     with _client() as http:
         for digest, chunk in chunks.items():
-            checksum = base64.b64encode(bytes.fromhex(digest)).decode()
-            _exchange(http, "PUT", urls[digest], {"x-amz-checksum-sha256": checksum}, bytes(chunk))
+            _exchange(http, "PUT", urls[digest], s3_checksum(digest), bytes(chunk))
 
 
 def fetch(urls: Sequence[str], chunks: Sequence[tuple[str, int]]) -> list[bytes]:
@@ -68,7 +67,7 @@ def _exchange(http: httpx.Client, method: str, url: str, headers: Mapping[str, s
 
 def _checked(url: str, stored: bytes, digest: str, size: int) -> bytes:
     try:
-        body = unpack(stored, size) if url.partition("?")[0].rpartition("/")[2].find(PACKED) > 0 else stored
+        body = unpack(stored, size) if PACKED in url.partition("?")[0].rpartition("/")[2] else stored
     except InvalidInput as error:
         raise Corrupted(f"chunk {digest} came damaged") from error
     if sha256(body) != digest:

@@ -13,7 +13,7 @@ from mlplat.errors import InvalidInput, NotFound, Overloaded, Unavailable
 from mlplat.sdk.client import API, Client, client_for
 from mlplat.sdk.known_files import KnownFiles
 from mlplat.sdk.outbox import SEND_TIMEOUT_S, Outbox
-from mlplat.sdk.transfer import put_whole, upload, upload_from
+from mlplat.sdk.transfer import put_at_once, upload, upload_from
 from mlplat.settings import Settings
 
 
@@ -62,7 +62,7 @@ class RunFiles:
             if isinstance(source, Path):
                 upload(client, target, source, self._known)
             elif path.startswith(CONSOLE):
-                put_whole(client, target, source)
+                put_at_once(client, target, source)
             else:
                 upload_from(client, target, partial(io.BytesIO, source), size)
         except (Unavailable, Overloaded):

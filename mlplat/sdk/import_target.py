@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -14,6 +15,7 @@ import pyarrow as pa
 from mlplat.artifacts.model import proxied_path
 from mlplat.errors import InvalidInput
 from mlplat.metrics.model import ARROW, SCHEMA, encode
+from mlplat.parallel import in_order
 from mlplat.sdk.client import Client
 from mlplat.sdk.listing import slices
 from mlplat.sdk.transfer import upload_from
@@ -237,13 +239,7 @@ def bounded_pool(size: int) -> Iterator[Callable[[Callable[[Any], Any], Iterable
     with ThreadPoolExecutor(size, "import") as pool:
 
         def run(work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-            waiting: list[Future[Any]] = []
-            for item in items:
-                waiting.append(pool.submit(work, item))
-                if len(waiting) > size:
-                    yield waiting.pop(0).result()
-            for future in waiting:
-                yield future.result()
+            return in_order(pool, size + 1, (partial(work, item) for item in items))
 
         try:
             yield run

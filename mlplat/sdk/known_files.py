@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from mlplat.artifacts.chunking import sha256
+from mlplat.artifacts.digests import sha256
 
 #: More files than this: those that were added first are forgotten.
 MAX_FILES = 100_000

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mlplat.artifacts.chunking import sha256
+from mlplat.artifacts.digests import sha256
 
 #: Names that leave room for what makes a part's name of them; file systems take 255 bytes.
 MAX_NAME_BYTES = 249

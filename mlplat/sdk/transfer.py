@@ -10,19 +10,20 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import quote
 
-from mlplat.artifacts.chunking import WholeHash, cut, pack, sha256
+from mlplat.artifacts.chunking import WholeHash, cut, pack
+from mlplat.artifacts.digests import sha256
 from mlplat.artifacts.entry import INLINE_BYTES
 from mlplat.artifacts.frames import MEDIA_TYPE, Frame, encode_frame
 from mlplat.errors import Conflict, Corrupted, InvalidInput
+from mlplat.parallel import in_order
 from mlplat.sdk import direct
 from mlplat.sdk.client import ARTIFACTS, Client
 from mlplat.sdk.known_files import KnownFile, KnownFiles
@@ -36,7 +37,6 @@ WORKERS = 4
 #: A file that is replaced, or whose chunks are collected, while it is transferred is begun anew so often.
 MAX_ROUNDS = 3
 
-T = TypeVar("T")
 #: Called with the bytes that are done and the bytes of the whole.
 OnProgress = Callable[[int, int], None]
 
@@ -99,7 +99,7 @@ def upload_from(
             start = body.read(INLINE_BYTES + 1)
             if len(start) <= INLINE_BYTES:
                 check()
-                digest = put_whole(client, path, start)
+                digest = put_at_once(client, path, start)
                 told.add(len(start))
                 return KnownFile(len(start), digest, [])
             file = _send(client, start, body, told)
@@ -109,7 +109,7 @@ def upload_from(
     raise Conflict(f"{path}: its chunks are collected as fast as they are sent")
 
 
-def put_whole(client: Client, path: str, body: bytes) -> str:
+def put_at_once(client: Client, path: str, body: bytes) -> str:
     """Stores bytes in one request; returns their SHA-256. Parts of logs, which grow, always go so."""
     digest = sha256(body)
     client.put_bytes(f"{ARTIFACTS}/{quote(path)}", body, digest)
@@ -152,7 +152,7 @@ def _send(client: Client, start: bytes, body: BinaryIO, told: _Told) -> KnownFil
     chunks = list[tuple[str, int]]()
     with ThreadPoolExecutor(WORKERS, "upload") as pool:
         batches = _batches(cut(whole.of(pieces), client.chunking().average))
-        for sent in _in_order(pool, (partial(_send_batch, client, batch) for batch in batches)):
+        for sent in in_order(pool, WORKERS + 1, (partial(_send_batch, client, batch) for batch in batches)):
             chunks += sent
             told.add(sum(size for _digest, size in sent))
     return KnownFile(sum(size for _digest, size in chunks), whole.hexdigest(), chunks)
@@ -209,7 +209,7 @@ def _fetch(client: Client, path: str, file: dict[str, Any], descriptor: int, tol
         batches = _neighbours(wanted)
         calls = (partial(_fetch_batch, client, path, file["sha256"], batch, descriptor) for batch in batches)
         try:
-            for fetched in _in_order(pool, calls):
+            for fetched in in_order(pool, WORKERS + 1, calls):
                 told.add(fetched)
         except Conflict:
             return False
@@ -261,21 +261,6 @@ def _batches(chunks: Iterable[memoryview]) -> Iterator[list[memoryview]]:
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def _in_order(pool: ThreadPoolExecutor, calls: Iterable[Callable[[], T]]) -> Iterator[T]:
-    """What calls return, in their order; as many as there are workers are under way, and one waits."""
-    waiting = deque[Future[T]]()
-    try:
-        for call in calls:
-            waiting.append(pool.submit(call))
-            if len(waiting) > WORKERS:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
 
 
 class _Told:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from mlplat.artifacts import store as store_module
 from mlplat.artifacts.blobs import MAX_LOOK_AGE_S, Blobs
-from mlplat.artifacts.chunking import MAX_CHUNK_BYTES, cut, sha256
+from mlplat.artifacts.chunking import MAX_CHUNK_BYTES, cut
+from mlplat.artifacts.digests import sha256
 from mlplat.artifacts.entry import HEADER_BYTES, INLINE_BYTES, SURE_BYTES, Chunk, Entry
 from mlplat.artifacts.folder import Folder
 from mlplat.artifacts.frames import Frame
@@ -97,12 +98,12 @@ def test_a_file_that_gets_larger_and_smaller_is_listed_as_it_is(store: ArtifactS
 
 def test_files_that_are_written_whole_are_no_blobs(store: ArtifactStore, root: Path) -> None:
     for size in (0, 10, SURE_BYTES + 1, INLINE_BYTES + 1, 3 * MIB):
-        store.write_whole("run/log", NOISE[:size])
+        store.write_inline("run/log", NOISE[:size])
         assert (read(store, "run/log"), read(store, "run/log", 5, 9)) == (NOISE[:size], NOISE[:size][5:9])
         assert ([found.size for found in store.list("run")], store.size("run/log")) == ([size], size)
     assert blobs(root) == []
     with pytest.raises(InvalidInput):
-        store.write_whole("", b"x")
+        store.write_inline("", b"x")
 
 
 def test_equal_files_share_their_blobs(store: ArtifactStore, root: Path) -> None:
@@ -390,7 +391,7 @@ def test_a_file_elsewhere_is_refused(store: ArtifactStore, path: str) -> None:
     calls: list[Callable[[], object]] = [
         lambda: store.assemble(path, 0, sha256(b""), []),
         lambda: store.put_entry(path, entry),
-        lambda: store.write_whole(path, b"x"),
+        lambda: store.write_inline(path, b"x"),
     ]
     for call in calls:
         with pytest.raises(InvalidInput, match="Invalid path"):

@@ -10,9 +10,10 @@ import httpx
 import pytest
 
 from mlplat.artifacts.blobs import Blobs
-from mlplat.artifacts.bucket import Bucket, checksum_headers
+from mlplat.artifacts.bucket import Bucket
 from mlplat.artifacts.chunking import MAX_CHUNK_BYTES
 from mlplat.artifacts.collector import SCRATCH_S, Collected, Collector
+from mlplat.artifacts.digests import s3_checksum
 from mlplat.artifacts.direct import DirectTransfers
 from mlplat.artifacts.parts import PartUploads
 from mlplat.artifacts.store import ArtifactStore, MissingChunks
@@ -98,7 +99,7 @@ def test_chunks_straight_to_the_bucket_become_blobs_when_their_bytes_are_right(s
     with pytest.raises(MissingChunks):
         store.assemble("1/run/file", len(body), digest, [(digest, len(body))])
     urls = direct.urls_to_write([digest])
-    headers = checksum_headers(digest)
+    headers = s3_checksum(digest)
     assert httpx.put(urls[digest], content=body).status_code == 403, "the checksum is part of what was signed"
     assert httpx.put(urls[digest], content=other, headers=headers).status_code in {200, 400}
     with pytest.raises((InvalidInput, NotFound)):
@@ -121,7 +122,7 @@ def test_a_chunk_that_two_send_at_once_is_accepted_of_both(
     body, real = LARGE[:1_000_000], store.objects.checked_size
     digest = hashlib.sha256(body).hexdigest()
     [url] = DirectTransfers(store, allowed=True).urls_to_write([digest]).values()
-    assert httpx.put(url, content=body, headers=checksum_headers(digest)).status_code == 200
+    assert httpx.put(url, content=body, headers=s3_checksum(digest)).status_code == 200
 
     def looked(key: str, sha256: str) -> int | None:
         """The other one is accepted between the look and what follows."""

@@ -16,9 +16,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from mlplat.artifacts.blobs import CONDEMNED_KEY, Blobs, Condemned, read_condemned
+from mlplat.artifacts.blobs import Blobs, Condemned, read_condemned
 from mlplat.artifacts.collector import SCRATCH_S, Collected, Collector
 from mlplat.artifacts.entry import encode
+from mlplat.artifacts.layout import CONDEMNED_KEY
 from mlplat.artifacts.parts import PartUploads
 from mlplat.artifacts.store import ArtifactStore, MissingChunks
 from mlplat.errors import NotFound, Unavailable

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from mlplat.artifacts.bucket import open_objects
-from mlplat.artifacts.folder import UPLOADS, Folder
+from mlplat.artifacts.folder import Folder
+from mlplat.artifacts.layout import UPLOADS
 from mlplat.artifacts.objects import Child, Objects
 from mlplat.errors import InvalidInput, StorageFull
 from tests.conftest import short_folder

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlplat.artifacts.chunking import sha256
+from mlplat.artifacts.digests import sha256
 from mlplat.artifacts.entry import INLINE_BYTES
 from mlplat.artifacts.parts import MAX_PARTS, PartUploads
 from mlplat.artifacts.store import ArtifactStore

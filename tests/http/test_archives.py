@@ -21,12 +21,14 @@ import pyarrow.parquet as pq
 import pytest
 
 import mlplat
+from mlplat.artifacts.model import proxied_path
 from mlplat.errors import AlreadyExists, InvalidInput, NotFound, PlatformError
 from mlplat.sdk.archive_files import open_archive
-from mlplat.sdk.client import Client, artifact_root
+from mlplat.sdk.client import Client
 from mlplat.sdk.exporting import export_experiment
 from mlplat.sdk.importing import import_archive
 from mlplat.sdk.lifecycle import purge
+from mlplat.sdk.transfer import upload_from
 from tests.contract.chdb import unique
 from tests.http.conftest import Stack
 from tests.http.serving import served
@@ -65,7 +67,7 @@ def _fill(client: Client, name: str) -> list[str]:
         (first, "notes.txt", b""),
         (child, "a/b/c", b"x"),
     ):
-        client.upload_from(f"{artifact_root(run.artifact_uri)}/{path}", partial(io.BytesIO, body))
+        upload_from(client, f"{proxied_path(run.artifact_uri)}/{path}", partial(io.BytesIO, body))
     found = client.get(f"{API}/experiments/get-by-name", experiment_name=name)["experiment"]
     client.post(
         f"{API}/experiments/set-experiment-tag",
@@ -92,8 +94,8 @@ def _link(client: Client, experiment_id: str, first: str, child: str) -> None:
         pairs = {"params": [{"key": "depth", "value": "3"}], "tags": [{"key": "t", "value": name}]}
         model = client.post(f"{API}/logged-models", new | pairs)["model"]["info"]
         models.append(model["model_id"])
-        where = f"{artifact_root(model['artifact_uri'])}/flavor/MLmodel"
-        client.upload_from(where, partial(io.BytesIO, name.encode()))
+        where = f"{proxied_path(model['artifact_uri'])}/flavor/MLmodel"
+        upload_from(client, where, partial(io.BytesIO, name.encode()))
     _send(client, "PATCH", f"logged-models/{models[0]}", status="LOGGED_MODEL_READY")
     outputs = [{"model_id": models[0], "step": 7}, {"model_id": models[1], "step": -1}]
     client.post(f"{API}/runs/outputs", {"run_id": first, "models": outputs})

@@ -18,7 +18,8 @@ from typing import Any
 import httpx
 import pytest
 
-from mlplat.artifacts.chunking import MAX_CHUNK_BYTES, cut, pack, sha256
+from mlplat.artifacts.chunking import MAX_CHUNK_BYTES, cut, pack
+from mlplat.artifacts.digests import sha256
 from mlplat.artifacts.folder import Folder
 from mlplat.artifacts.frames import MEDIA_TYPE, Frame, encode_frame
 from mlplat.http.bodies import MAX_BATCH_BYTES

@@ -12,16 +12,18 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
+from mlplat.artifacts.model import proxied_path
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.cli import app, lifecycle
 from mlplat.errors import NotFound, PlatformError
 from mlplat.sdk import mlflow_import
 from mlplat.sdk.archive_rows import run_files, run_pages
-from mlplat.sdk.client import Client, artifact_root
+from mlplat.sdk.client import Client
 from mlplat.sdk.import_target import Imported
 from mlplat.sdk.listing import pairs
 from mlplat.sdk.mlflow_import import import_mlflow
 from mlplat.sdk.mlflow_registry import IMPORTED_TAG, ImportedRegistry, import_registry
+from mlplat.sdk.transfer import upload_from
 from tests.contract.chdb import unique
 from tests.http.conftest import Stack
 from tests.http.mlflow_server import mlflow_server
@@ -60,7 +62,7 @@ def _fill(source: Client, name: str) -> list[str]:
     source.post(f"{API}/runs/log-batch", {"run_id": first["run_id"], "metrics": points, "params": params})
     source.post(f"{API}/runs/update", {"run_id": first["run_id"], "status": "FINISHED", "end_time": 1_700_000_001_456})
     for path, content in (("model/MLmodel", b"flavors: {}"), ("big ä.bin", bytes(range(256)) * 8192), ("void", b"")):
-        source.upload_from(f"{artifact_root(first['artifact_uri'])}/{path}", partial(io.BytesIO, content))
+        upload_from(source, f"{proxied_path(first['artifact_uri'])}/{path}", partial(io.BytesIO, content))
     tags = [{"key": "mlflow.data.context", "value": "train"}]
     dataset = {"name": "digits", "digest": "abc", "source_type": "local", "source": "{}", "schema": "[]"}
     source.post(f"{API}/runs/log-inputs", {"run_id": first["run_id"], "datasets": [{"dataset": dataset, "tags": tags}]})
@@ -76,7 +78,7 @@ def _add_models(source: Client, experiment_id: str, run_id: str) -> list[str]:
         pairs = {"params": [{"key": "depth", "value": "3"}], "tags": [{"key": "t", "value": name}]}
         model = source.post(f"{API}/logged-models", new | pairs)["model"]["info"]
         models.append(model["model_id"])
-        source.upload_from(f"{artifact_root(model['artifact_uri'])}/MLmodel", partial(io.BytesIO, name.encode()))
+        upload_from(source, f"{proxied_path(model['artifact_uri'])}/MLmodel", partial(io.BytesIO, name.encode()))
         source.post(f"{API}/runs/outputs", {"run_id": run_id, "models": [{"model_id": models[-1], "step": step}]})
     point = {"run_id": run_id, "key": "score", "value": 0.5, "timestamp": 5, "step": 3, "model_id": models[0]}
     source.post(f"{API}/runs/log-metric", point | {"dataset_name": "digits", "dataset_digest": "abc"})

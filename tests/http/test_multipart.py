@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 
-from mlplat.artifacts.chunking import sha256
+from mlplat.artifacts.digests import sha256
 from mlplat.artifacts.parts import MAX_PARTS
 from tests.contract.chdb import unique
 from tests.http.conftest import Stack, expect_error
@@ -38,7 +38,7 @@ class Upload:
         self._http = http
         self._base = base
         self._folder = folder
-        self.local = f"/home/ann/work/{name}"
+        self.local = f"/data/{name}"
         self.path = f"{folder}/{name}"
         self.id = ""
         self.urls: list[str] = []

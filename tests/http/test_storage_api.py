@@ -16,8 +16,8 @@ import pytest
 from sqlalchemy import insert, text
 from typer.testing import CliRunner, Result
 
-from mlplat.artifacts.blobs import CONDEMNED_KEY
 from mlplat.artifacts.collector import Collector
+from mlplat.artifacts.layout import CONDEMNED_KEY
 from mlplat.artifacts.objects import ObjectInfo
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.cli import app

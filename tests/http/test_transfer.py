@@ -13,14 +13,15 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from mlplat.artifacts.chunking import cut, sha256
+from mlplat.artifacts.chunking import cut
+from mlplat.artifacts.digests import sha256
 from mlplat.artifacts.entry import INLINE_BYTES
 from mlplat.artifacts.folder import Folder
 from mlplat.errors import Conflict, Corrupted, InvalidInput, NotFound, Unavailable
 from mlplat.sdk import known_files
 from mlplat.sdk.client import ARTIFACTS, Client
 from mlplat.sdk.known_files import KnownFiles
-from mlplat.sdk.transfer import BATCH_BYTES, MAX_ROUNDS, NATIVE, download, put_whole, upload, upload_from
+from mlplat.sdk.transfer import BATCH_BYTES, MAX_ROUNDS, NATIVE, download, put_at_once, upload, upload_from
 from tests.contract.chdb import unique
 from tests.faults.disks import MIB, small_disk
 
@@ -332,7 +333,7 @@ def test_a_part_that_was_left_is_mended(client: Watched, path: str, tmp_path: Pa
 
 def test_a_target_that_is_there_is_replaced_at_once(client: Watched, path: str, tmp_path: Path) -> None:
     body = fresh(300_000)
-    put_whole(client, path, body)
+    put_at_once(client, path, body)
     target = written(tmp_path / "copy", b"old")
     client.before = lambda _path: None if target.read_bytes() == b"old" else pytest.fail("it is there too early")
     download(client, path, target)
@@ -358,10 +359,10 @@ def test_a_file_that_is_replaced_meanwhile_is_fetched_anew(client: Watched, path
 
 def test_a_file_that_is_replaced_all_the_time_is_given_up(client: Watched, path: str, tmp_path: Path) -> None:
     other = Watched(client.url)
-    put_whole(other, path, fresh(300_000))
+    put_at_once(other, path, fresh(300_000))
 
     def replace(_path: str) -> None:
-        put_whole(other, path, fresh(300_000))
+        put_at_once(other, path, fresh(300_000))
 
     client.before = replace
     with pytest.raises(Conflict, match="replaced as fast as it is fetched"):
@@ -370,7 +371,7 @@ def test_a_file_that_is_replaced_all_the_time_is_given_up(client: Watched, path:
 
 
 def test_a_file_that_is_deleted_meanwhile_is_not_found(client: Watched, path: str, tmp_path: Path) -> None:
-    put_whole(client, path, fresh(300_000))
+    put_at_once(client, path, fresh(300_000))
     client.before = lambda _path: Client(client.url).delete(f"{ARTIFACTS}/{path.partition('/')[0]}")
     with pytest.raises(NotFound):
         download(client, path, tmp_path / "copy")
@@ -381,7 +382,7 @@ def test_what_comes_damaged_is_no_file(
     client: Watched, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     body = fresh(BATCH_BYTES)
-    put_whole(client, path, body)
+    put_at_once(client, path, body)
     whole = client.get_range
 
     def damaged(path: str, start: int, end: int, version: str) -> bytes:
@@ -401,7 +402,7 @@ def test_downloads_of_one_target_do_not_disturb_one_another(client: Watched, tmp
     bodies = [fresh(BATCH_BYTES + 1_000 * number) for number in range(2)]
     paths = [unique("model") for _ in bodies]
     for each, body in zip(paths, bodies, strict=True):
-        put_whole(client, each, body)
+        put_at_once(client, each, body)
     target = tmp_path / "shared" / "copy"
 
     def fetch(number: int) -> None:
@@ -418,7 +419,7 @@ def test_downloads_of_one_target_do_not_disturb_one_another(client: Watched, tmp
 
 def test_the_longest_name_comes_down(client: Watched, tmp_path: Path) -> None:
     path, body = f"{unique('run')}/{'ü' * 127}x", fresh(300_000)
-    put_whole(client, path, body)
+    put_at_once(client, path, body)
     target = tmp_path / path.rpartition("/")[2]
     client.before = Breaks(0, ARTIFACTS)
     with pytest.raises(Unavailable):
@@ -432,7 +433,7 @@ def test_the_longest_name_comes_down(client: Watched, tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [200_000, BATCH_BYTES])
 def test_a_full_disk_gets_no_half_file(client: Watched, path: str, tmp_path: Path, size: int) -> None:
     body = fresh(size)
-    put_whole(client, path, body)
+    put_at_once(client, path, body)
     with small_disk(tmp_path / "disk", 16 * MIB) as disk:
         disk.fill(leave_bytes=size // 2)
         target = disk.folder / "copy"

@@ -16,9 +16,9 @@ from mlplat.artifacts.chunking import (
     WholeHash,
     cut,
     pack,
-    sha256,
     unpack,
 )
+from mlplat.artifacts.digests import sha256
 from mlplat.artifacts.folder import Folder
 from mlplat.errors import InvalidInput
 

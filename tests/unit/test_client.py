@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, cast
 
 import httpx
 import pytest
 
 from mlplat import errors
-from mlplat.errors import InvalidInput, Overloaded, PlatformError, Unavailable
+from mlplat.errors import Overloaded, PlatformError, Unavailable
 from mlplat.sdk import context
 from mlplat.sdk.checkpoints import Checkpoints
 from mlplat.sdk.client import Client, client_for, default_url
@@ -187,42 +186,6 @@ def test_an_error_of_the_program_is_not_tried_again() -> None:
     with pytest.raises(ZeroDivisionError):
         platform.client().get("/x")
     assert len(platform.requests) == 1
-
-
-def test_an_upload_is_streamed_to_a_quoted_path(tmp_path: Path) -> None:
-    file = tmp_path / "model.bin"
-    file.write_bytes(bytes(range(256)) * 9_000)
-    platform = Platform(ok())
-    platform.client().upload("/files/a b#1?x=ü%20/m.bin", file)
-    assert platform.requests[0].method == "PUT"
-    assert platform.requests[0].url.raw_path == b"/files/a%20b%231%3Fx%3D%C3%BC%2520/m.bin"
-    assert platform.bodies == [file.read_bytes()]
-
-
-def test_an_upload_that_breaks_starts_over(tmp_path: Path) -> None:
-    file = tmp_path / "model.bin"
-    file.write_bytes(b"x" * 3_000_000)
-
-    def broken(_request: httpx.Request) -> httpx.Response:
-        raise httpx.WriteError("reset")
-
-    platform = Platform(broken, ok())
-    platform.client().upload("/files/m", file)
-    assert [len(body) for body in platform.bodies] == [3_000_000] * 2
-
-
-def test_an_upload_that_is_refused_raises(tmp_path: Path) -> None:
-    file = tmp_path / "m"
-    file.write_bytes(b"x")
-    with pytest.raises(InvalidInput, match="bad path"):
-        Platform(refused(400, "INVALID_PARAMETER_VALUE", "bad path")).client().upload("/files/m", file)
-
-
-def test_an_upload_of_a_missing_file_raises_at_once(tmp_path: Path) -> None:
-    platform = Platform(ok())
-    with pytest.raises(FileNotFoundError):
-        platform.client().upload("/files/m", tmp_path / "none")
-    assert platform.requests == []
 
 
 @pytest.fixture

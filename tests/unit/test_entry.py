@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlplat.artifacts.chunking import MAX_CHUNK_BYTES, sha256
+from mlplat.artifacts.chunking import MAX_CHUNK_BYTES
+from mlplat.artifacts.digests import sha256
 from mlplat.artifacts.entry import (
     HEADER_BYTES,
     SURE_BYTES,

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlplat.artifacts.chunking import MAX_CHUNK_BYTES, pack, sha256
+from mlplat.artifacts.chunking import MAX_CHUNK_BYTES, pack
+from mlplat.artifacts.digests import sha256
 from mlplat.artifacts.frames import Frame, decode_frames, encode_frame
 from mlplat.errors import InvalidInput
 

@@ -17,8 +17,8 @@ from starlette.concurrency import iterate_in_threadpool
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
-from mlplat.artifacts.chunking import sha256
 from mlplat.artifacts.console import FOLDER as CONSOLE
+from mlplat.artifacts.digests import content_digest, sha256
 from mlplat.artifacts.entry import Entry
 from mlplat.artifacts.model import safe_path
 from mlplat.artifacts.segments import MAX_SEGMENT_BYTES
@@ -27,7 +27,7 @@ from mlplat.errors import Changed, InvalidInput, NotFound
 from mlplat.http.bodies import read_body
 from mlplat.http.guarded import guarded
 from mlplat.http.services import Services
-from mlplat.http.uploads import Uploads, digest_header, wanted_digest
+from mlplat.http.uploads import Uploads, wanted_digest
 from mlplat.storage.guard import held
 
 BASES = ("/api/2.0/mlflow-artifacts", "/ajax-api/2.0/mlflow-artifacts")
@@ -59,14 +59,14 @@ def install(app: FastAPI, services: Services, uploads: Uploads) -> None:
             hold = await services.guard.hold_at(path)
             if hold is not None and not await asyncio.to_thread(_continues, services.artifacts, path, body):
                 raise held(path, hold)
-            await asyncio.to_thread(services.artifacts.write_whole, path, body)
+            await asyncio.to_thread(services.artifacts.write_inline, path, body)
             return Response(b"{}", media_type="application/json")
         declared = request.headers.get("content-length", "")
         async with guarded(services, path, int(declared) if declared.isdecimal() else 0) as written:
             write = partial(services.artifacts.write, path, digest=digest, limit=written.room)
             entry = await uploads.store(request, write)
             written.size = entry.size
-        headers = {"Repr-Digest": digest_header(entry.sha256), "ETag": etag(entry)}
+        headers = {"Repr-Digest": content_digest(entry.sha256), "ETag": etag(entry)}
         return Response(b"{}", media_type="application/json", headers=headers)
 
     async def delete(request: Request) -> Response:
@@ -132,7 +132,7 @@ async def send_file(services: Services, path: str, request: Request) -> Response
         "X-Content-Type-Options": "nosniff",
         "Accept-Ranges": "bytes",
         "ETag": tag,
-        "Repr-Digest": digest_header(entry.sha256),
+        "Repr-Digest": content_digest(entry.sha256),
     }
     start, end, status = 0, entry.size, 200
     wanted = _RANGE.match(request.headers.get("range", ""))

@@ -166,9 +166,7 @@ def router(services: Services) -> APIRouter:
         ]
 
     @api.put("/quotas/{experiment_id}")
-    async def set_quota(
-        experiment_id: Annotated[int, Field(ge=0, le=_MAX_BYTES)], request: QuotaRequest
-    ) -> dict[str, int]:
+    async def set_quota(experiment_id: _ExperimentId, request: QuotaRequest) -> dict[str, int]:
         """Limits the artifacts of an experiment; uploads that do not fit are refused with 507."""
         _files, used = await asyncio.to_thread(services.artifacts.usage, str(experiment_id))
         await guard.set_quota(experiment_id, request.limit_bytes, used)

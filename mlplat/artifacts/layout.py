@@ -1,0 +1,27 @@
+"""Where in the artifact store what lies: its own folders, and everything else, which is users' files by their paths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mlplat.artifacts.objects import ObjectInfo, Objects
+
+#: Bytes by their digest, and what is not complete yet.
+BLOBS, UPLOADS = ".blobs", ".uploads"
+_COLLECTOR = ".collector"
+CONDEMNED_KEY = f"{_COLLECTOR}/condemned.json"
+#: Says that users' files are entries.
+FORMAT_KEY = f"{_COLLECTOR}/format"
+#: Folders of the store itself; no user's path begins with one.
+OWN = (BLOBS, UPLOADS, _COLLECTOR)
+#: Suffix of blobs that are compressed.
+PACKED = ".zst"
+
+
+def files(objects: Objects) -> Iterator[ObjectInfo]:
+    """All files of users, in no order."""
+    for child in objects.children(""):
+        if child.info is not None:
+            yield child.info
+        elif child.name not in OWN:
+            yield from objects.walk(child.name)
