@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import io
 from collections.abc import AsyncIterator, Iterator
-from functools import partial
 from typing import Any
 
 import httpx
@@ -23,7 +21,7 @@ from mlplat.sdk.import_target import Imported
 from mlplat.sdk.listing import pairs
 from mlplat.sdk.mlflow_import import import_mlflow
 from mlplat.sdk.mlflow_registry import IMPORTED_TAG, ImportedRegistry, import_registry
-from mlplat.sdk.transfer import upload_from
+from mlplat.sdk.transfer import put_at_once
 from tests.contract.chdb import unique
 from tests.http.conftest import Stack
 from tests.http.mlflow_server import mlflow_server
@@ -62,7 +60,7 @@ def _fill(source: Client, name: str) -> list[str]:
     source.post(f"{API}/runs/log-batch", {"run_id": first["run_id"], "metrics": points, "params": params})
     source.post(f"{API}/runs/update", {"run_id": first["run_id"], "status": "FINISHED", "end_time": 1_700_000_001_456})
     for path, content in (("model/MLmodel", b"flavors: {}"), ("big ä.bin", bytes(range(256)) * 8192), ("void", b"")):
-        upload_from(source, f"{proxied_path(first['artifact_uri'])}/{path}", partial(io.BytesIO, content))
+        put_at_once(source, f"{proxied_path(first['artifact_uri'])}/{path}", content)
     tags = [{"key": "mlflow.data.context", "value": "train"}]
     dataset = {"name": "digits", "digest": "abc", "source_type": "local", "source": "{}", "schema": "[]"}
     source.post(f"{API}/runs/log-inputs", {"run_id": first["run_id"], "datasets": [{"dataset": dataset, "tags": tags}]})
@@ -78,7 +76,7 @@ def _add_models(source: Client, experiment_id: str, run_id: str) -> list[str]:
         pairs = {"params": [{"key": "depth", "value": "3"}], "tags": [{"key": "t", "value": name}]}
         model = source.post(f"{API}/logged-models", new | pairs)["model"]["info"]
         models.append(model["model_id"])
-        upload_from(source, f"{proxied_path(model['artifact_uri'])}/MLmodel", partial(io.BytesIO, name.encode()))
+        put_at_once(source, f"{proxied_path(model['artifact_uri'])}/MLmodel", name.encode())
         source.post(f"{API}/runs/outputs", {"run_id": run_id, "models": [{"model_id": models[-1], "step": step}]})
     point = {"run_id": run_id, "key": "score", "value": 0.5, "timestamp": 5, "step": 3, "model_id": models[0]}
     source.post(f"{API}/runs/log-metric", point | {"dataset_name": "digits", "dataset_digest": "abc"})
