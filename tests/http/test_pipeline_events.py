@@ -390,6 +390,18 @@ async def test_new_text_arrives_with_its_place(hub: Hub, player: Player, stack: 
             }  # fmt: skip
 
 
+async def test_rounds_that_overlap_tell_nothing_twice(hub: Hub, player: Player, stack: Stack) -> None:
+    await player.begin()
+    await player.start("load")
+    async with _watching(hub, player.run_id, logs=LogChoice("step")) as following:
+        await following()
+        _print(stack, player.run_id, "load", b"one\n")
+        await asyncio.gather(*(hub.read_logs() for _ in range(8)))
+        (feed,) = hub._feeds.values()
+        (tail,) = feed.tails.open.values()
+        assert [(part.text, skipped) for part, skipped in tail.parts] == [("one\n", False)]
+
+
 async def test_a_torrent_is_cut_to_its_end(
     hub: Hub, player: Player, stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -83,6 +83,7 @@ class Tails:
 
     def __init__(self, run_id: str) -> None:
         self._run_id = run_id
+        self._one_round = asyncio.Lock()
         self._waiting: dict[Key, Attempt] = {}
         self.open: dict[Key, Tail] = {}
 
@@ -107,7 +108,12 @@ class Tails:
                 self._waiting[key] = attempt
 
     async def read(self, artifacts: ArtifactStore) -> bool:
-        """One round over all logs; True when there is something to tell."""
+        """One round over all logs; True when there is something to tell. Rounds never overlap: two would read the same
+        bytes twice."""
+        async with self._one_round:
+            return await self._read(artifacts)
+
+    async def _read(self, artifacts: ArtifactStore) -> bool:
         unread = [tail for tail in self.open.values() if not tail.is_done]
         limit = max(MIN_PART_BYTES, ROUND_BYTES // max(1, len(unread)))
         news = await asyncio.gather(*(tail.read(artifacts, min(limit, KEPT_BYTES)) for tail in unread))
