@@ -79,7 +79,7 @@ def gateway(config: PlatformConfig, replicas: int = 1) -> Any:
             artifacts=artifacts,
             direct_artifacts=config.artifacts_direct,
             guard=guard,
-            upkeep=Upkeep(engine, artifacts, guard, _retention(config)),
+            upkeep=Upkeep(engine, artifacts, guard, metrics, _retention(config)),
             status=ClusterStatus(config.executors),
         )
         app = create_app(services, __version__)
@@ -105,6 +105,7 @@ def _retention(config: PlatformConfig) -> Retention:
     return Retention(
         timedelta(days=config.keep_checkpoints_days),
         timedelta(days=config.keep_logs_days),
+        timedelta(days=config.hot_metrics_days),
         timedelta(hours=config.collect_grace_hours),
         timedelta(hours=config.collect_every_hours) if config.collect_every_hours else None,
     )

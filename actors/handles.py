@@ -16,6 +16,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, w
 
 from mlplat.db.group_commit import GroupCommit
 from mlplat.errors import PlatformError, Unavailable
+from mlplat.metrics.archiver import Archived
 from mlplat.metrics.queries import Statement
 from mlplat.pipelines.model import Assignment, Submission
 from mlplat.registry.model import NOBODY, Command, Origin
@@ -35,6 +36,7 @@ CALL_TIMEOUT_S = 60.0
 HEALTH_TIMEOUT_S = 2.0
 #: Rewriting the parts of the metric store that a purged or moved run lies in.
 RECONCILE_TIMEOUT_S = 600.0
+ARCHIVE_TIMEOUT_S = 3_600.0
 #: Calls with metric batches that one gateway has under way at once, and what they may hold.
 LANES = 2
 MAX_CALL_BYTES = 4 * 1024 * 1024
@@ -130,6 +132,11 @@ class MetricShardClient:
     async def reconcile(self, run_ids: Sequence[str]) -> int:
         """See ``MetricService.reconcile``; a repeat finds nothing left to do."""
         return int(await self._actor.call("reconcile", list(run_ids), timeout_s=RECONCILE_TIMEOUT_S))
+
+    async def archive(self, run_ids: Sequence[str]) -> Archived:
+        """See ``MetricService.archive``."""
+        found: Archived = await self._actor.call("archive", list(run_ids), timeout_s=ARCHIVE_TIMEOUT_S)
+        return found
 
     def _lane(self) -> GroupCommit[_Outgoing]:
         if not self._lanes:  # not before there is an event loop

@@ -11,6 +11,8 @@ from actors.lifecycle import Health, Started, actor_id, spare_garbage_collection
 from mlplat.db.engine import open_engine
 from mlplat.db.lease import LeaseKeeper
 from mlplat.errors import PlatformError
+from mlplat.metrics.archive import ArchiveFiles
+from mlplat.metrics.archiver import Archived
 from mlplat.metrics.queries import Statement
 from mlplat.metrics.service import MetricService
 from mlplat.metrics.store import MetricStore
@@ -27,7 +29,7 @@ class MetricShard:
         lease = LeaseKeeper(engine, name, actor_id())
         store = MetricStore(config.clickhouse_url)
         store.load_engine()
-        self._service = MetricService(engine, store, lease, name)
+        self._service = MetricService(engine, store, lease, name, ArchiveFiles(config.artifacts_url))
         self._started = Started(self._service.start, lease)
         spare_garbage_collection()
 
@@ -51,6 +53,11 @@ class MetricShard:
         """Makes the metric store agree with Postgres about these runs; returns the bytes freed."""
         await self._started.wait()
         return await self._service.reconcile(run_ids)
+
+    async def archive(self, run_ids: Sequence[str]) -> Archived:
+        """Moves the points of these runs into the archive."""
+        await self._started.wait()
+        return await self._service.archive(run_ids)
 
     async def stats(self) -> dict[str, int]:
         """Counters."""

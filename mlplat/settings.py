@@ -70,6 +70,8 @@ class Settings(BaseSettings):
     #: Days that checkpoints of pipeline runs, and logs, are kept after the end.
     keep_checkpoints_days: float = Field(default=7, ge=0, le=36_500)
     keep_logs_days: float = Field(default=365, ge=0, le=36_500)
+    #: Days after a run's end from which on its points lie in Parquet files, and come back when they are read.
+    hot_metrics_days: float = Field(default=365, ge=0, le=36_500)
     #: Hours that artifacts' bytes stay after the last file that had them; no write may take longer.
     collect_grace_hours: float = Field(default=24, ge=1, le=8_760)
     #: Hours between two collections of what nothing refers to; 0: only when somebody asks.
@@ -164,6 +166,7 @@ class Settings(BaseSettings):
             artifacts_direct=self.artifacts_direct,
             keep_checkpoints_days=self.keep_checkpoints_days,
             keep_logs_days=self.keep_logs_days,
+            hot_metrics_days=self.hot_metrics_days,
             collect_grace_hours=self.collect_grace_hours,
             collect_every_hours=self.collect_every_hours,
         )
@@ -190,6 +193,7 @@ class PlatformConfig:
     artifacts_direct: bool = False
     keep_checkpoints_days: float = 7
     keep_logs_days: float = 365
+    hot_metrics_days: float = 365
     collect_grace_hours: float = 24
     collect_every_hours: float = 24
 

@@ -14,6 +14,8 @@ CONDEMNED_KEY = f"{_COLLECTOR}/condemned.json"
 FORMAT_KEY = f"{_COLLECTOR}/format"
 #: Folders of the store itself; no user's path begins with one.
 OWN = (BLOBS, UPLOADS, _COLLECTOR)
+#: Points of runs that ended long ago, which the platform alone writes and removes: files that everybody may read.
+ARCHIVED_METRICS = "metrics-archive"
 #: Suffix of blobs that are compressed.
 PACKED = ".zst"
 

@@ -38,10 +38,12 @@ class Frozen:
     Args:
         digest: of the manifest's blob.
         stamp: what changes when a file is written, whatever is in it.
+        size: bytes of all its files.
     """
 
     digest: str
     stamp: str
+    size: int
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,16 @@ def freeze(store: ArtifactStore, folder: str) -> Frozen | None:
     if not files or len(files) > MAX_FILES:
         return None
     manifest = Manifest(tuple(FileDigest(file.path, file.size, _sha256(store, folder, file.path)) for file in files))
-    return Frozen(store.put_blob(msgspec.json.encode(manifest)), _stamp(files))
+    return Frozen(store.put_blob(msgspec.json.encode(manifest)), _stamp(files), sum(file.size for file in files))
+
+
+def size_of(store: ArtifactStore, digest: str) -> int:
+    """Bytes of all files of a manifest. Blocks.
+
+    Raises:
+        NotFound, Corrupted: the manifest is gone or corrupt.
+    """
+    return sum(file.size for file in _load(store, digest).files)
 
 
 def stamp_of(store: ArtifactStore, folder: str) -> str:
@@ -76,12 +87,16 @@ def differences(store: ArtifactStore, folder: str, digest: str) -> list[Differen
     Raises:
         NotFound, Corrupted: the manifest is gone or corrupt itself.
     """
-    try:
-        manifest = msgspec.json.decode(store.get_blob(digest), type=Manifest)
-    except msgspec.DecodeError as error:
-        raise Corrupted(f"blob {digest} is no manifest") from error
+    manifest = _load(store, digest)
     sizes = {file.path: file.size for file in _files(store, folder)}
     return list(_different(store, folder, manifest.files, sizes))
+
+
+def _load(store: ArtifactStore, digest: str) -> Manifest:
+    try:
+        return msgspec.json.decode(store.get_blob(digest), type=Manifest)
+    except msgspec.DecodeError as error:
+        raise Corrupted(f"blob {digest} is no manifest") from error
 
 
 def _different(

@@ -19,7 +19,7 @@ _WITHOUT = {
     "logged_model", "logged_model_metric", "logged_model_param", "logged_model_tag", "model_import", "metric_log",
     "metric_flush", "metric_outbox", "lease", "event_cursor", "webhook", "webhook_delivery", "attempt",
     "pipeline_signal", "model_alias", "model_version_tag", "registered_model_tag", "move_decision",
-    "artifact_collection", "legal_hold", "storage_quota",
+    "artifact_collection", "legal_hold", "storage_quota", "metric_archive",
 }  # fmt: skip
 
 

@@ -26,7 +26,7 @@ _Id = Annotated[str, typer.Argument(metavar="ID", help="The experiment's or run'
 
 @storage.command("usage")
 def usage_command(limit: Annotated[int, typer.Option(min=1, help="Rows.")] = 20) -> None:
-    """Show storage by experiment and team, as of the last collection."""
+    """Show storage by experiment, team and registered model, as of the last collection."""
     found = client_for(default_url()).get(f"{STORAGE}/usage")
     if found["measured_at"] is None:
         console.print("not measured yet: mlplat storage collect")
@@ -40,6 +40,11 @@ def usage_command(limit: Annotated[int, typer.Option(min=1, help="Rows.")] = 20)
     console.print(table)
     for team, size in found["teams"].items():
         console.print(f"team {team}: {human_bytes(size)}", markup=False)
+    if found["models"]:
+        table = plain_table("model", "versions", "bytes")
+        for row in found["models"][:limit]:
+            table.add_row(row["name"], str(row["versions"]), human_bytes(row["bytes"]))
+        console.print(table)
     console.print(f"stored, shared and compressed: {human_bytes(found['stored_bytes'])} in {found['blobs']} blobs")
 
 
@@ -65,6 +70,10 @@ def collect_command(
     table.add_row("checkpoints of runs", str(report["expired_checkpoints"]), "")
     table.add_row("logs of runs", str(report["expired_logs"]), "")
     console.print(table)
+    moved = f"points of {report['archived_runs']} runs"
+    console.print(f"{moved} would be archived" if dry_run else f"{moved} ({report['archived_points']}) were archived")
+    if report["not_archived"]:
+        console.print(f"no more points were archived: {report['not_archived']}", style="red", markup=False)
     console.print(f"{report['condemned']} blobs ({human_bytes(report['condemned_bytes'])}) go after the grace period")
     for name in report["damaged"]:
         console.print(f"{name} is damaged: no blob is removed until it is deleted", style="red", markup=False)

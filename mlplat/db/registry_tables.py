@@ -75,6 +75,8 @@ model_version = Table(
     # What its files were, see artifacts/manifest.py; null: they are elsewhere, or there were none.
     Column("manifest", Text, nullable=True),
     Column("stamp", Text, nullable=True),
+    # Of these files; null: nobody has added it up yet.
+    Column("size_bytes", BigInteger, nullable=True),
     # What the next version is compared with; the run may be gone by then.
     Column("facts", JSONB, nullable=False, server_default=text("'{}'")),
     _time("created_at"),

@@ -1,4 +1,4 @@
-"""The tables of storage: collections, legal holds, quotas."""
+"""The tables of storage: collections, legal holds, quotas, archived metrics."""
 
 from __future__ import annotations
 
@@ -36,4 +36,16 @@ storage_quota = Table(
     Column("limit_bytes", BigInteger, nullable=False),
     # As of the last collection, and what was accepted since.
     Column("used_bytes", BigInteger, nullable=False),
+)
+
+metric_archive = Table(
+    "metric_archive",
+    metadata,
+    # No foreign key: the file has to be found when the run is gone.
+    Column("run_id", Text, primary_key=True),
+    Column("points", BigInteger, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    _time("archived_at"),
+    # Since when the points may be in the metric store as well.
+    _time("hot_since", nullable=True),
 )

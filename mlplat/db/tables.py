@@ -39,6 +39,7 @@ from mlplat.db.registry_tables import registry_change as registry_change
 from mlplat.db.registry_tables import registry_event as registry_event
 from mlplat.db.storage_tables import artifact_collection as artifact_collection
 from mlplat.db.storage_tables import legal_hold as legal_hold
+from mlplat.db.storage_tables import metric_archive as metric_archive
 from mlplat.db.storage_tables import storage_quota as storage_quota
 from mlplat.db.webhook_tables import webhook as webhook
 from mlplat.db.webhook_tables import webhook_delivery as webhook_delivery

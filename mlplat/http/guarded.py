@@ -26,7 +26,7 @@ async def guarded(services: Services, path: str, size: int) -> AsyncIterator[Wri
 
     Raises:
         InvalidInput: the path is not allowed.
-        PermissionDenied: it would replace a file under a legal hold.
+        PermissionDenied: it would replace a file under a legal hold, or is in a folder of the platform's own.
         StorageFull: the experiment has no room for it.
     """
     guard, path = services.guard, safe_path(path)

@@ -11,6 +11,7 @@ import pyarrow as pa
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.events.log import EventLog
 from mlplat.lineage.store import LineageStore
+from mlplat.metrics.archiver import Archived
 from mlplat.metrics.queries import Statement
 from mlplat.pipelines.automation.store import AutomationStore
 from mlplat.pipelines.model import Submission
@@ -45,6 +46,10 @@ class MetricsPort(Protocol):
 
     async def reconcile(self, run_ids: Sequence[str]) -> int:
         """Makes the metric store agree with Postgres about purged or moved runs; returns the bytes freed there."""
+        ...
+
+    async def archive(self, run_ids: Sequence[str]) -> Archived:
+        """Moves the points of runs from the metric store into the archive."""
         ...
 
 

@@ -44,6 +44,24 @@ def forget(run_ids: Sequence[str]) -> list[Statement]:
     ]
 
 
+def counted_points(run_ids: Sequence[str]) -> Statement:
+    """Rows ``(run_id, points)``: how many different points there are of each run that has some."""
+    return Statement(
+        "SELECT run_id, count() AS points FROM metric_points FINAL WHERE run_id IN {run_ids:Array(String)} "
+        "GROUP BY run_id",
+        {"run_ids": list(run_ids)},
+        tuple(run_ids),
+    )
+
+
+def forget_points(run_ids: Sequence[str]) -> Statement:
+    """The change that removes the points of the runs, and leaves what sums them up; harmless when repeated."""
+    return Statement(
+        "ALTER TABLE metric_points DELETE WHERE run_id IN {run_ids:Array(String)} SETTINGS mutations_sync = 1",
+        {"run_ids": list(run_ids)},
+    )
+
+
 _ELSEWHERE = "run_id IN {run_ids:Array(String)} AND experiment_id != {experiment_id:Int64}"
 
 

@@ -93,6 +93,7 @@ def overview(selection: Selection) -> Statement:
         """,  # noqa: S608 - literals of this module
         parameters,
         tuple(selection.run_ids),
+        reads_points=True,
     )
 
 
@@ -115,6 +116,7 @@ def whole(selection: Selection, limit: int) -> Statement:
         """,  # noqa: S608 - literals of this module and integers; an aggregate's parameter cannot be bound
         parameters,
         tuple(selection.run_ids),
+        reads_points=True,
     )
 
 
@@ -200,6 +202,7 @@ def bucketed(selection: Selection, buckets: Buckets, ends: Ends) -> Statement:
         """,  # noqa: S608 - literals of this module and integers
         parameters | {"first": buckets.start, "width": buckets.width, "slots": buckets.count * _KINDS},
         tuple(selection.run_ids),
+        reads_points=True,
     )
 
 

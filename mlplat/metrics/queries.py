@@ -25,6 +25,8 @@ class Statement:
     #: Rows ``(run_id, key, value, step, timestamp)`` with the last point of each run and key. The shard adds what is
     #: not stored yet by itself, and nothing has to be flushed first.
     gives_last_points: bool = False
+    #: Reads points themselves, and not only what sums them up: those of ``run_ids`` have to be in the metric store.
+    reads_points: bool = False
     #: Groups many rows by few of each: several threads of one small machine would spend more on joining their groups.
     on_one_thread: bool = False
 
@@ -118,6 +120,7 @@ def history(run_id: str, key: str, limit: int, after: tuple[int, int, float] | N
         """,  # noqa: S608 - `condition` is one of two literals
         parameters,
         (run_id,),
+        reads_points=True,
     )
 
 
@@ -131,6 +134,7 @@ def histories(run_ids: Sequence[str], key: str, limit: int) -> Statement:
         """,  # noqa: S608 - a literal of this module
         {"run_ids": list(run_ids), "key": key, "limit": limit},
         tuple(run_ids),
+        reads_points=True,
     )
 
 
@@ -163,6 +167,7 @@ def sampled_histories(run_ids: Sequence[str], key: str, limit: int, steps: tuple
         """,  # noqa: S608 - literals of this module
         parameters,
         tuple(run_ids),
+        reads_points=True,
     )
 
 
@@ -191,4 +196,5 @@ def points_of(run_ids: Sequence[str], limit: int, after: tuple[str, str, int, in
         """,  # noqa: S608 - `condition` is one of two literals
         parameters,
         tuple(run_ids),
+        reads_points=True,
     )

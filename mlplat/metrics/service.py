@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TypeVar
 
 import pyarrow as pa
@@ -22,6 +23,8 @@ from mlplat.db.engine import CONNECTION_ERRORS, why_away
 from mlplat.db.group_commit import GroupCommit
 from mlplat.db.lease import LeaseKeeper
 from mlplat.errors import Fenced, Overloaded, PlatformError, Unavailable
+from mlplat.metrics.archive import ArchiveFiles
+from mlplat.metrics.archiver import Archived, Archiver
 from mlplat.metrics.buffer import Cached, FlushBuffer
 from mlplat.metrics.log import Group, MetricLog, ends_slot
 from mlplat.metrics.model import concat, decode, encode, names_of, with_experiments
@@ -46,6 +49,8 @@ FLUSH_INTERVAL_S = 1.0
 REPLAY_GROUPS = 2_000
 READERS = 3
 RETRY_S = 0.5
+#: A read during which points were archived is done again, so often at most.
+READ_TRIES = 5
 
 R = TypeVar("R")
 #: Writes that belong to a batch and are committed with it: params and tags of the same request.
@@ -85,13 +90,18 @@ class Counters:
 class MetricService:
     """One shard. Build it inside a running event loop, then ``await start()``."""
 
-    def __init__(self, engine: AsyncEngine, store: MetricStore, lease: LeaseKeeper, shard: str) -> None:
-        self._engine = engine
+    def __init__(
+        self, engine: AsyncEngine, store: MetricStore, lease: LeaseKeeper, shard: str, archive: ArchiveFiles
+    ) -> None:
         self._store = store
         self._lease = lease
         self._log = MetricLog(engine, shard)
         self._writer = ThreadPoolExecutor(1, "metric-insert")
         self._readers = ThreadPoolExecutor(READERS, "metric-read")
+        self._archiver = Archiver(
+            engine, store, archive, self._log.experiments_of, partial(self._in, self._writer),
+            partial(self._in, self._readers),
+        )  # fmt: skip
         self._flushed = asyncio.Condition()
         self._work = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -150,6 +160,7 @@ class MetricService:
         """Rows of a read as an Arrow IPC stream; sees every point acknowledged before the call.
 
         Raises:
+            Corrupted: archived points cannot be read.
             Unavailable: the metric store is away, or the flush before the read took too long.
         """
         await self._open_store()
@@ -158,7 +169,25 @@ class MetricService:
             if pending is not None:
                 return encode(await self._with_pending(statement, statement.run_ids, pending))
         await self.barrier(statement.run_ids)
+        if statement.reads_points and statement.run_ids is not None:
+            return encode(await self._read_points(statement, statement.run_ids))
         return encode(await self._in(self._readers, self._store.query, statement))
+
+    async def _read_points(self, statement: Statement, run_ids: Sequence[str]) -> pa.Table:
+        for _ in range(READ_TRIES):
+            departures = self._archiver.departures
+            await self._archiver.recall(run_ids)
+            table = await self._in(self._readers, self._store.query, statement)
+            if departures == self._archiver.departures:
+                return table
+        raise Unavailable("points were archived while they were read; retry")
+
+    async def archive(self, run_ids: Sequence[str]) -> Archived:
+        """See ``Archiver.archive``; what was acknowledged before this call is archived with the rest."""
+        await self._open_store()
+        await self._commits.settle()
+        await self.barrier(run_ids)
+        return await self._archiver.archive(run_ids)
 
     async def _with_pending(
         self, statement: Statement, run_ids: Sequence[str], pending: Sequence[Cached[pa.Table]]
@@ -183,7 +212,7 @@ class MetricService:
         """Makes the metric store agree with Postgres about runs that were purged or moved there.
 
         Returns:
-            Bytes freed in the metric store, an estimate.
+            Bytes freed in the metric store, an estimate, and in the archive.
 
         Raises:
             Unavailable: a store is away; repeat the call.
@@ -193,7 +222,10 @@ class MetricService:
             await self._commits.settle()
             await self.barrier()
             known = await self._log.experiments_of(run_ids)
-            return await self._in(self._writer, apply, self._store, {run_id: known.get(run_id) for run_id in run_ids})
+            freed = await self._archiver.forget([run_id for run_id in run_ids if run_id not in known])
+            async with self._archiver.moving:
+                homes = {run_id: known.get(run_id) for run_id in run_ids}
+                return freed + await self._in(self._writer, apply, self._store, homes)
 
     async def barrier(self, run_ids: Sequence[str] | None = None, timeout_s: float = 20.0) -> None:
         """Returns when everything acknowledged so far of these runs (None: of all) can be read; at once when idle.

@@ -123,10 +123,16 @@ class MetricStore:
         Raises:
             Unavailable: the store refused or is out of reach.
         """
-        # Writers are waiting for the other cores meanwhile, and one thread is about as fast.
-        settings = {"max_threads": 1, "max_insert_threads": 1} if self.is_embedded else None
-        self._call("insert_arrow", "metric_points", points, settings=settings)
-        self._call("insert_arrow", "metric_latest", summarise(points), settings=settings)
+        self.insert_points(points)
+        self._insert("metric_latest", summarise(points))
+
+    def insert_points(self, points: pa.Table) -> None:
+        """As ``insert``, of points that are summed up already.
+
+        Raises:
+            Unavailable: the store refused or is out of reach.
+        """
+        self._insert("metric_points", points)
 
     def query(self, statement: Statement) -> pa.Table:
         """The statement's rows.
@@ -159,6 +165,11 @@ class MetricStore:
             clients, self._clients = self._clients, set()
         for client in clients:
             client.close()
+
+    def _insert(self, table: str, rows: pa.Table) -> None:
+        # Writers are waiting for the other cores meanwhile, and one thread is about as fast.
+        settings = {"max_threads": 1, "max_insert_threads": 1} if self.is_embedded else None
+        self._call("insert_arrow", table, rows, settings=settings)
 
     def _path(self) -> Path:
         return Path(self._url.removeprefix("chdb://"))

@@ -137,7 +137,7 @@ class CreateVersion:
         version: the number that is asked for.
         semantic_version: the semantic version, or which number of it grows; by default by comparison.
         signature: what the model takes and gives, as JSON of a ``Signature``.
-        manifest, stamp: what its files are, see ``artifacts.manifest.Frozen``.
+        manifest, stamp, size_bytes: what its files are, see ``artifacts.manifest.Frozen``.
     """
 
     name: str
@@ -154,6 +154,7 @@ class CreateVersion:
     signature: str | None = None
     manifest: str | None = None
     stamp: str | None = None
+    size_bytes: int | None = None
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,7 @@ async def create_version(connection: AsyncConnection, command: CreateVersion) ->
             artifact_uri=command.artifact_uri, run_id=command.run_id, run_link=command.run_link,
             user_id=command.user_id, semantic=list(semantic), bump=bump, bump_reason=reason,
             facts=facts_to_json(facts), manifest=command.manifest, stamp=command.stamp,
+            size_bytes=command.size_bytes,
             created_at=func.clock_timestamp(), updated_at=func.clock_timestamp(),
         )
     )  # fmt: skip

@@ -12,7 +12,17 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from mlplat.db.tables import experiment, legal_hold, run, storage_quota
 from mlplat.errors import InvalidInput, NotFound, PermissionDenied, StorageFull
 from mlplat.storage.held import held_below, owners_of
-from mlplat.storage.model import MAX_REASON, Hold, HoldKind, Owner, Quota, Subject, owner_of, parse_subject
+from mlplat.storage.model import (
+    MAX_REASON,
+    Hold,
+    HoldKind,
+    Owner,
+    Quota,
+    Subject,
+    owner_of,
+    parse_subject,
+    require_users,
+)
 
 #: A hold or quota of another process is obeyed after so long.
 LOOK_AGE_S = 2.0
@@ -114,8 +124,9 @@ class StorageGuard:
         """Asks whether a file, or a folder with all in it, may be removed.
 
         Raises:
-            PermissionDenied: a legal hold is on it, or on something in it.
+            PermissionDenied: a legal hold is on it, or on something in it, or it is the platform's own.
         """
+        require_users(path)
         hold = await self.hold_at(path)
         if hold is None and self._holds:
             async with self._engine.connect() as connection:
@@ -128,8 +139,10 @@ class StorageGuard:
         """Asks whether ``size`` bytes more may be written to a path.
 
         Raises:
+            PermissionDenied: that path is the platform's own.
             StorageFull: the experiment would have more than its quota.
         """
+        require_users(path)
         await self._look()
         quota = self._quota_of(path)
         if quota is not None and quota.used_bytes + size > quota.limit_bytes:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from mlplat.errors import InvalidInput
+from mlplat.artifacts.layout import ARCHIVED_METRICS
+from mlplat.errors import InvalidInput, PermissionDenied
 
 MAX_REASON = 2_000
 _RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}\Z", re.ASCII)
@@ -62,12 +63,14 @@ class Retention:
     Args:
         checkpoints: of a pipeline run, after its end.
         logs: of steps and of runs' consoles, after the end.
+        hot_metrics: points of runs, after the end, in the metric store; then they are kept in the archive, for good.
         grace: of blobs that nothing refers to any more.
         every: between two collections; None: only when somebody asks.
     """
 
     checkpoints: timedelta = timedelta(days=7)
     logs: timedelta = timedelta(days=365)
+    hot_metrics: timedelta = timedelta(days=365)
     grace: timedelta = timedelta(hours=24)
     every: timedelta | None = timedelta(hours=24)
 
@@ -94,6 +97,19 @@ def parse_subject(kind: str, id_: str) -> Subject:
     if not (_RUN_ID.match(id_) if known is HoldKind.RUN else id_.isascii() and id_.isdecimal()):
         raise InvalidInput(f"not the id of a {known}: {id_[:80]!r}")
     return Subject(known, id_)
+
+
+def require_users(path: str) -> None:
+    """Raises when a path is one that only the platform writes to.
+
+    Raises:
+        PermissionDenied: it is.
+    """
+    if path.split("/", 1)[0] == ARCHIVED_METRICS:
+        raise PermissionDenied(
+            f"'{ARCHIVED_METRICS}' has the archived metrics of runs: everybody may read it, and only the platform "
+            "writes and removes there."
+        )
 
 
 def owner_of(path: str) -> Owner:

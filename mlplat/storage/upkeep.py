@@ -1,4 +1,4 @@
-"""Upkeep of the artifact store: what is past its time goes, then blobs that nothing refers to."""
+"""Upkeep of what is stored: what is past its time goes or is archived, then blobs go that nothing refers to."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from mlplat.db.tables import artifact_collection, pipeline_run, run
 from mlplat.errors import Overloaded, PlatformError
 from mlplat.storage.guard import StorageGuard
 from mlplat.storage.model import Owner, Retention, owner_of
-from mlplat.storage.usage import StorageUse, storage_use
+from mlplat.storage.old_metrics import MetricsPort, OldMetrics
+from mlplat.storage.usage import StorageUse, measure_versions, storage_use
 
 PIPELINES = "pipelines"
 BATCH = 500
@@ -41,7 +42,8 @@ _log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Collection:
     """A collection. ``report``: see ``Collected``, with ``expired_checkpoints`` and ``expired_logs``, folders that
-    were past their time; None while it is under way, and when it was cut short."""
+    were past their time, ``archived_runs`` and ``archived_points``, and ``not_archived``, why there are no more of
+    these; None while it is under way, and when it was cut short."""
 
     collection_id: int
     dry_run: bool
@@ -53,8 +55,16 @@ class Collection:
 class Upkeep:
     """Collections of one store; one at a time, whoever asks."""
 
-    def __init__(self, engine: AsyncEngine, store: ArtifactStore, guard: StorageGuard, retention: Retention) -> None:
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        store: ArtifactStore,
+        guard: StorageGuard,
+        metrics: MetricsPort,
+        retention: Retention,
+    ) -> None:
         self._engine = engine
+        self._metrics = OldMetrics(engine, metrics, retention.hot_metrics)
         self._store = store
         self._guard = guard
         self._retention = retention
@@ -66,15 +76,17 @@ class Upkeep:
             Overloaded: another is under way, or a purge or a backup.
             Corrupted, StorageFull, Unavailable: it was cut short; run it again.
         """
-        async with removing(self._engine) as require_alone:
+        async with removing(self._engine):
             collection_id = await self._begin(dry_run=dry_run)
-            try:
-                report = await self._collect(require_alone, dry_run=dry_run)
-            except BaseException:
-                with suppress(*CONNECTION_ERRORS):
-                    await self._end(collection_id, null())
-                raise
-            return await self._end(collection_id, report)
+        try:
+            archived = await self._archive_metrics(dry_run=dry_run)  # the shard takes care of being alone
+            async with removing(self._engine) as require_alone:
+                report = archived | await self._collect(require_alone, dry_run=dry_run)
+        except BaseException:
+            with suppress(*CONNECTION_ERRORS):
+                await self._end(collection_id, null())
+            raise
+        return await self._end(collection_id, report)
 
     async def collect_when_due(self) -> None:
         """Runs collections for ever, one in each interval; what stops one is logged, and it is tried again later."""
@@ -126,6 +138,17 @@ class Upkeep:
         async with self._engine.begin() as connection:
             return Collection(*(await connection.execute(end.returning(artifact_collection))).one())
 
+    async def _archive_metrics(self, *, dry_run: bool) -> dict[str, Any]:
+        """Its part of the report; artifacts do not wait for a metric store that is away. Any: JSON."""
+        try:
+            archived = await self._metrics.archive(dry_run=dry_run)
+        except Overloaded:
+            raise
+        except PlatformError as error:
+            _log.warning("metrics were not archived: %s", error)
+            return {"archived_runs": 0, "archived_points": 0, "not_archived": error.message}
+        return {"archived_runs": archived.runs, "archived_points": archived.points, "not_archived": None}
+
     async def _collect(self, require_alone: Callable[[], Awaitable[None]], *, dry_run: bool) -> dict[str, Any]:
         """The report. Any: JSON."""
         checkpoints, logs = await self._expire(dry_run=dry_run)
@@ -143,6 +166,7 @@ class Upkeep:
         collected = collecting.result()
         if not dry_run:
             await self._guard.measured(_by_experiment(collected))
+            await measure_versions(self._engine, self._store)
         expired = {"expired_checkpoints": checkpoints, "expired_logs": logs + consoles, GONE_UNTIL: gone_until}
         return asdict(collected) | expired
 

@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mlplat.db.lease import LeaseKeeper
 from mlplat.db.tables import experiment, run
+from mlplat.metrics.archive import ArchiveFiles
 from mlplat.metrics.model import Point, encode, points_table, with_experiments
 from mlplat.metrics.queries import Statement
 from mlplat.metrics.service import MetricService
@@ -35,12 +36,37 @@ def chdb_url() -> str:
     return f"chdb://{folder}/chdb"
 
 
+@cache
+def archive_url() -> str:
+    """The artifact store with the archived points of those tests that ask for no other."""
+    folder = tempfile.mkdtemp(prefix="mlt-archive-", dir="/tmp")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return f"file://{folder}"
+
+
 def new_service(
-    engine: AsyncEngine, shard: str, holder: str = "holder", ttl_s: float = 60.0, url: str | None = None
+    engine: AsyncEngine,
+    shard: str,
+    holder: str = "holder",
+    ttl_s: float = 60.0,
+    url: str | None = None,
+    artifacts_url: str | None = None,
 ) -> MetricService:
     """A metric shard with a store object of its own, by default on chDB; ``await start()`` it."""
-    store = MetricStore(url or chdb_url())
-    return MetricService(engine, store, LeaseKeeper(engine, shard, holder, ttl_s), shard)
+    return service_on(engine, MetricStore(url or chdb_url()), shard, holder, ttl_s, artifacts_url)
+
+
+def service_on(
+    engine: AsyncEngine,
+    store: MetricStore,
+    shard: str,
+    holder: str = "holder",
+    ttl_s: float = 60.0,
+    artifacts_url: str | None = None,
+) -> MetricService:
+    """A metric shard on a store; ``await start()`` it."""
+    lease = LeaseKeeper(engine, shard, holder, ttl_s)
+    return MetricService(engine, store, lease, shard, ArchiveFiles(artifacts_url or archive_url()))
 
 
 async def abandon(service: MetricService) -> None:

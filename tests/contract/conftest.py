@@ -19,7 +19,7 @@ from tests.contract.pipelines import Pipelines
 @pytest.fixture
 async def world(engine: AsyncEngine, tmp_path: Path) -> AsyncIterator[World]:
     """Empty stores of this test's own, but for the metric store, which all share."""
-    service = new_service(engine, unique("shard"))
+    service = new_service(engine, unique("shard"), artifacts_url=f"file://{tmp_path}")
     await service.start()
     yield World(engine, Shard(service), ArtifactStore(f"file://{tmp_path}"), tmp_path)
     await abandon(service)

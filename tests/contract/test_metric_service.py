@@ -11,7 +11,6 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cluster.ports import free_port
-from mlplat.db.lease import LeaseKeeper
 from mlplat.errors import Fenced, InvalidInput, Overloaded, Unavailable
 from mlplat.metrics import queries
 from mlplat.metrics.log import MetricLog
@@ -24,6 +23,7 @@ from tests.contract.chdb import (
     batch,
     new_run,
     new_service,
+    service_on,
     stored,
     stored_points,
     unique,
@@ -81,7 +81,7 @@ async def test_small_batches_weigh_what_they_take_in_memory(
     """A thousand batches of a point each take megabytes: beyond its bound the shard leaves them to the log."""
     monkeypatch.setattr("mlplat.metrics.service.MAX_CACHED_BYTES", 1024 * 1024)
     store = FailingStore(metric_url)
-    service = MetricService(engine, store, LeaseKeeper(engine, shard, "holder", 60.0), shard)
+    service = service_on(engine, store, shard)
     await service.start()
     try:
         for start in range(0, 300, 50):
@@ -339,7 +339,7 @@ async def test_appends_go_on_while_the_metric_store_is_away_and_reads_wait(
 ) -> None:
     monkeypatch.setattr("mlplat.metrics.service.RETRY_S", 0.05)
     store = FailingStore(metric_url)
-    service = MetricService(engine, store, LeaseKeeper(engine, shard, "holder", 60.0), shard)
+    service = service_on(engine, store, shard)
     await service.start()
     try:
         assert await service.append(batch(run, _points(5))) == 5

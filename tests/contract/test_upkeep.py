@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from mlplat.artifacts.store import ArtifactStore
 from mlplat.backup.connection import connected
 from mlplat.backup.rows import lock_removals
 from mlplat.db.removals import removing
-from mlplat.errors import Overloaded
+from mlplat.errors import Overloaded, PlatformError, Unavailable
+from mlplat.metrics.archiver import Archived
 from mlplat.storage.guard import StorageGuard
 from mlplat.storage.model import Retention
 from mlplat.storage.upkeep import Upkeep
@@ -27,6 +28,21 @@ from tests.contract.lifecycle import NOW
 from tests.contract.pipelines import Pipelines
 
 CHECKPOINT, LOG = "checkpoints/train/-1/000001-000001.json", "logs/train/-1/1/0"
+
+
+@dataclass
+class Metrics:
+    """A metric shard without points, which notes what it is to archive."""
+
+    asked: list[str] = field(default_factory=list)
+    problem: PlatformError | None = None
+
+    async def archive(self, run_ids: Sequence[str]) -> Archived:
+        """All of them, it says."""
+        if self.problem is not None:
+            raise self.problem
+        self.asked += run_ids
+        return Archived(len(run_ids), 10 * len(run_ids))
 
 
 @dataclass
@@ -41,10 +57,11 @@ class Place:
         self.guard = StorageGuard(self.engine)
         self.experiments = ExperimentStore(self.engine, "mlflow-artifacts:")
         self.runs = RunStore(self.engine)
+        self.metrics = Metrics()
 
     def upkeep(self, retention: Retention | None = None) -> Upkeep:
         """What collects."""
-        return Upkeep(self.engine, self.store, self.guard, retention or Retention(every=None))
+        return Upkeep(self.engine, self.store, self.guard, self.metrics, retention or Retention(every=None))
 
     async def execute(self, statement: str, **values: object) -> int:
         """SQL, for what no method does; how many rows it found."""
@@ -194,4 +211,42 @@ async def test_nothing_goes_while_a_purge_or_a_backup_is_under_way(
     assert place.has(old) == (True, True)
     assert await place.upkeep().last() == []
     assert (await place.upkeep().collect()).finished_at is not None, "both have ended"
+    assert place.has(old) == (False, False)
+
+
+async def test_points_are_archived_a_year_after_the_end_of_their_run(place: Place) -> None:
+    experiment = await place.experiments.create(unique("experiment"), None, {})
+    ages = (400, 300, None, 500, 500)
+    old, _young, _running, back, read_lately = [await place.run(experiment, days) for days in ages]
+    for run_id, days in ((back, 8), (read_lately, 6)):
+        await place.execute(
+            "INSERT INTO metric_archive (run_id, points, bytes, archived_at, hot_since) "
+            "VALUES (:run, 1, 1, now(), now() - :age)",
+            run=run_id,
+            age=timedelta(days=days),
+        )
+    dry = (await place.upkeep().collect(dry_run=True)).report
+    assert dry is not None
+    assert (dry["archived_runs"], place.metrics.asked) == (2, [])
+    report = (await place.upkeep().collect()).report
+    assert report is not None
+    assert (report["archived_runs"], report["archived_points"], report["not_archived"]) == (2, 20, None)
+    assert sorted(place.metrics.asked) == sorted([old, back])
+
+
+async def test_many_runs_are_archived_in_batches(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlplat.storage.old_metrics.BATCH", 2)
+    experiment = await place.experiments.create(unique("experiment"), None, {})
+    run_ids = [await place.run(experiment, 400) for _ in range(5)]
+    await place.upkeep().collect()
+    assert place.metrics.asked == sorted(run_ids), "each once, though none is recorded as archived"
+
+
+async def test_artifacts_do_not_wait_for_a_metric_store_that_is_away(place: Place, pipelines: Pipelines) -> None:
+    await place.run(await place.experiments.create(unique("experiment"), None, {}), 400)
+    old = await place.pipeline_run(pipelines, 400)
+    place.metrics.problem = Unavailable("the metric store is away")
+    report = (await place.upkeep().collect()).report
+    assert report is not None
+    assert (report["archived_runs"], report["not_archived"]) == (0, "the metric store is away")
     assert place.has(old) == (False, False)

@@ -73,6 +73,7 @@ class Metrics:
 
     def __init__(self, service: MetricService) -> None:
         self.reconcile = service.reconcile
+        self.archive = service.archive
         self._service = service
 
     async def append(self, batch: bytes, update: RunUpdate | None = None) -> int:
@@ -148,7 +149,7 @@ class Imports:
 async def open_stack(databases: Databases, folder: Path) -> AsyncIterator[Stack]:
     """An app on a database of its own, with its artifacts in ``folder``."""
     async with databases.open(pool_size=12) as engine:
-        metrics = new_service(engine, unique("http"), ttl_s=TTL_S)
+        metrics = new_service(engine, unique("http"), ttl_s=TTL_S, artifacts_url=f"file://{folder}")
         port = Metrics(metrics)
         registry = RegistryService(engine, LeaseKeeper(engine, "registry", "holder", TTL_S), port.query)
         executor, actors = Executor(), Actors()
@@ -184,7 +185,7 @@ async def open_stack(databases: Databases, folder: Path) -> AsyncIterator[Stack]
             artifacts=artifacts,
             direct_artifacts=True,
             guard=guard,
-            upkeep=Upkeep(engine, artifacts, guard, Retention(every=None)),
+            upkeep=Upkeep(engine, artifacts, guard, port, Retention(every=None)),
             status=actors,
         )
         yield Stack(create_app(services, __version__), engine, services, executor, actors, folder)

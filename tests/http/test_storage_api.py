@@ -9,7 +9,6 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -17,7 +16,7 @@ from sqlalchemy import insert, text
 from typer.testing import CliRunner, Result
 
 from mlplat.artifacts.collector import Collector
-from mlplat.artifacts.layout import CONDEMNED_KEY
+from mlplat.artifacts.layout import ARCHIVED_METRICS, CONDEMNED_KEY
 from mlplat.artifacts.objects import ObjectInfo
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.cli import app
@@ -25,6 +24,7 @@ from mlplat.db.engine import CONNECTION_ERRORS
 from mlplat.db.removals import REMOVALS, removing
 from mlplat.db.tables import artifact_collection
 from mlplat.errors import PlatformError
+from mlplat.metrics.archive import archive_path
 from mlplat.storage import upkeep
 from mlplat.storage.model import Retention
 from mlplat.storage.upkeep import Upkeep
@@ -229,6 +229,34 @@ async def test_a_collection_measures_and_corrects_quotas(databases: Databases, t
             assert stack.services.artifacts.get_blob(digest)
 
 
+async def test_models_are_measured_by_their_versions(databases: Databases, tmp_path: Path) -> None:
+    async with open_stack(databases, tmp_path) as stack:
+        transport = httpx.ASGITransport(app=stack.app, client=("127.0.0.1", 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            mlflow = MLflow(http)
+            _experiment, run_id, folder = await _run(mlflow)
+            for name, size in (("one", 1_000), ("two", 3_000)):
+                await _put(http, f"{folder}/{name}/model.bin", BODY[:size])
+            for name, sources in (("small", ["one", "one"]), ("large", ["one", "two", "two"]), ("empty", [])):
+                await mlflow.call("POST", "registered-models/create", name=name)
+                for source in sources:
+                    await mlflow.call(
+                        "POST", "model-versions/create", name=name, source=f"mlflow-artifacts:/{folder}/{source}",
+                        run_id=run_id,
+                    )  # fmt: skip
+            async with stack.engine.begin() as connection:  # as earlier versions of the platform registered them
+                await connection.execute(text("UPDATE model_version SET size_bytes = NULL WHERE name = 'large'"))
+            await http.post(f"{STORAGE}/collections", json={})
+            usage = (await http.get(f"{STORAGE}/usage")).json()
+            assert usage["models"] == [
+                {"name": "large", "versions": 3, "bytes": 4_000},
+                {"name": "small", "versions": 2, "bytes": 1_000},
+            ]
+            async with served(stack.app) as url:
+                shown = await asyncio.to_thread(_invoke, url, "storage", "usage")
+            assert "large" in shown.output
+
+
 async def test_logs_that_are_to_be_kept_for_less_time_go_with_the_next_collection(
     databases: Databases, tmp_path: Path
 ) -> None:
@@ -243,10 +271,42 @@ async def test_logs_that_are_to_be_kept_for_less_time_go_with_the_next_collectio
             store = stack.services.artifacts
             for days, expected in ((365, 0), (365, 0), (30, 1), (30, 0)):
                 retention = Retention(logs=timedelta(days=days))
-                collection = await Upkeep(stack.engine, store, stack.services.guard, retention).collect()
+                collection = await Upkeep(
+                    stack.engine, store, stack.services.guard, stack.services.metrics, retention
+                ).collect()
                 assert collection.report is not None
                 assert collection.report["expired_logs"] == expected
             assert not store.files(folder)
+
+
+async def test_metrics_of_old_runs_are_archived_and_still_read(databases: Databases, tmp_path: Path) -> None:
+    async with open_stack(databases, tmp_path) as stack:
+        transport = httpx.ASGITransport(app=stack.app, client=("127.0.0.1", 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            mlflow = MLflow(http)
+            experiment, run_id, _folder = await _run(mlflow)
+            points = [{"key": "loss", "value": step, "timestamp": 1, "step": step} for step in range(5)]
+            await mlflow.call("POST", "runs/log-batch", run_id=run_id, metrics=points)
+            ended = int((time.time() - 400 * 86_400) * 1000)
+            await mlflow.call("POST", "runs/update", run_id=run_id, status="FINISHED", end_time=ended)
+            report = (await http.post(f"{STORAGE}/collections", json={})).json()["report"]
+            assert (report["archived_runs"], report["archived_points"], report["not_archived"]) == (1, 5, None)
+            again = (await http.post(f"{STORAGE}/collections", json={})).json()["report"]
+            assert again["archived_runs"] == 0
+            path = archive_path(run_id)
+            assert stack.services.artifacts.has(path)
+            for response in (
+                await _put(http, path, b"somebody's own"),
+                await http.delete(f"{FILES}/{path}"),
+                await http.delete(f"{FILES}/{ARCHIVED_METRICS}"),
+            ):
+                expect_error(response, 403, "PERMISSION_DENIED", "only the platform writes and removes there")
+            found = await mlflow.call(
+                "POST", "runs/search", experiment_ids=[experiment], filter="metrics.loss > 3", order_by=["metrics.loss"]
+            )
+            assert [run["info"]["run_id"] for run in found["runs"]] == [run_id]
+            history = await mlflow.call("GET", "metrics/get-history", run_id=run_id, metric_key="loss")
+            assert [row["value"] for row in history["metrics"]] == [0, 1, 2, 3, 4]
 
 
 async def test_a_collection_that_is_cut_short_is_over(databases: Databases, tmp_path: Path) -> None:
@@ -270,9 +330,10 @@ async def test_a_collection_ends_when_it_may_not_be_the_only_one_any_more(
 ) -> None:
     monkeypatch.setattr(upkeep, "ALONE_EVERY_S", 0.01)
     async with open_stack(databases, tmp_path) as stack:
-        release, walk = threading.Event(), stack.services.artifacts.objects.walk
+        release, begun, walk = threading.Event(), threading.Event(), stack.services.artifacts.objects.walk
 
         def slow(folder: str) -> Iterator[ObjectInfo]:
+            begun.set()
             assert release.wait(30)
             yield from walk(folder)
 
@@ -285,6 +346,7 @@ async def test_a_collection_ends_when_it_may_not_be_the_only_one_any_more(
         monkeypatch.setattr(stack.services.artifacts.objects, "walk", slow)
         monkeypatch.setattr(Collector, "give_up", told)
         collecting = asyncio.create_task(stack.services.upkeep.collect())
+        assert await asyncio.to_thread(begun.wait, 20)
         lost = text("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objid = :key "
                     "AND database = (SELECT oid FROM pg_database WHERE datname = current_database())")  # fmt: skip
         deadline = time.monotonic() + 30
@@ -360,14 +422,13 @@ async def test_the_commands_move_files_and_show_storage(
             assert run_id in invoke("storage", "holds")
             invoke("storage", "lift", "run", run_id)
             assert "go after the grace period" in invoke("storage", "collect", "--dry-run")
+            for wrong in (["artifacts", "download", run_id, "nothing"], ["storage", "quota", name, "much"]):
+                assert _invoke(url, *wrong).exit_code != 0
 
         await asyncio.to_thread(use)
     for path in ("big.bin", "sub/small ü.txt"):
         assert (tmp_path / "copy" / "data" / path).read_bytes() == (source / path).read_bytes()
     assert ArtifactStore(f"file://{stack.artifact_folder}").has(f"{folder}/data/big.bin")
-    for arguments in (["artifacts", "download", run_id, "nothing"], ["storage", "quota", name, "much"]):
-        result: Any = await asyncio.to_thread(_invoke, "http://127.0.0.1:9", *arguments)
-        assert result.exit_code != 0
 
 
 def _invoke(url: str, *arguments: str) -> Result:

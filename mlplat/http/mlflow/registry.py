@@ -298,7 +298,7 @@ async def create_version(services: Services, request: CreateVersionRequest) -> A
         {tag.key: tag.value for tag in request.tags if tag.key != SEMANTIC_VERSION_TAG},
         parse_version(request.version) if request.version else None, source.run_id, request.semantic_version,
         await source.signature(services), None if frozen is None else frozen.digest,
-        None if frozen is None else frozen.stamp,
+        None if frozen is None else frozen.stamp, None if frozen is None else frozen.size,
     )  # fmt: skip
     answer = await _execute(services, command)
     return await _version_answer(services, request.name, answer["version"])

@@ -56,12 +56,22 @@ class ExperimentUsage(BaseModel):
     bytes: int
 
 
+class ModelUsage(BaseModel):
+    """Versions of a registered model and the bytes of their files, before anything is compressed; equal versions count
+    once. They are a part of what the experiments of their runs have."""
+
+    name: str
+    versions: int
+    bytes: int
+
+
 class UsageAnswer(BaseModel):
     """As of the last collection. `stored_bytes`: what all blobs take up, shared and compressed."""
 
     measured_at: datetime | None
     experiments: list[ExperimentUsage]
     teams: dict[str, int]
+    models: list[ModelUsage]
     other_bytes: int
     blobs: int
     stored_bytes: int
@@ -121,10 +131,12 @@ def router(services: Services) -> APIRouter:
 
     @api.get("/usage")
     async def usage() -> UsageAnswer:
-        """Storage by experiment and team (the experiment's tag `team`), the largest first."""
+        """Storage by experiment, team (the experiment's tag `team`) and registered model, the largest first."""
         found = await upkeep.use()
         if found is None:
-            return UsageAnswer(measured_at=None, experiments=[], teams={}, other_bytes=0, blobs=0, stored_bytes=0)
+            return UsageAnswer(
+                measured_at=None, experiments=[], teams={}, models=[], other_bytes=0, blobs=0, stored_bytes=0
+            )
         return UsageAnswer(**asdict(found))
 
     @api.get("/verify", response_class=StreamingResponse)
