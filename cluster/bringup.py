@@ -101,6 +101,7 @@ def _start_engines(settings: Settings, dashboard: bool, say: Say) -> ClusterReco
     require_free(port, "HTTP API", "MLPLAT_HTTP_PORT")
     store = ArtifactStore(settings.config.artifacts_url)
     store.check_writable()
+    store.prepare()
     if adopted := adopt_plain_files(store):
         say(f"{adopted} files of the artifact store have its new form")
     _prepare_metric_store(settings)

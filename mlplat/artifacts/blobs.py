@@ -192,6 +192,11 @@ def read_condemned(objects: Objects) -> Condemned:
         raise Corrupted(f"{CONDEMNED_KEY} in the artifact store is damaged; remove it") from error
 
 
+def blob_folders() -> list[str]:
+    """Where blobs lie."""
+    return [f"{BLOBS}/{number:02x}" for number in range(256)]
+
+
 def key_of(digest: str, suffix: str = "") -> str:
     """Where a blob lies."""
     return f"{BLOBS}/{digest[:2]}/{digest}{suffix}"

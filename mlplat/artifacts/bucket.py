@@ -65,6 +65,9 @@ class Bucket:
         self._bucket, _slash, prefix = root.partition("/")
         self._prefix = f"{prefix}/" if prefix else ""
 
+    def make_folders(self, folders: Iterable[str]) -> None:
+        """See ``Objects``; a bucket has none."""
+
     def read(self, key: str, start: int = 0, end: int | None = None) -> bytes | None:
         """See ``Objects``."""
         if end is not None and end <= start:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pyarrow as pa
@@ -29,29 +29,51 @@ _ZSTD = pa.Codec("zstd", compression_level=1)
 
 
 def cut(pieces: Iterable[bytes], average: int) -> Iterator[memoryview]:
-    """The chunks of a file that comes in pieces of any size; two of the largest chunks are in memory.
+    """The chunks of a file that comes in pieces of any size.
+
+    Large pieces are cut where they are, small ones are put together first: in memory are two pieces, or four of the
+    largest chunks.
 
     Args:
         pieces: its bytes.
         average: bytes of a chunk, roughly.
     """
     largest = average * _SPREAD
-    waiting, size = list[bytes | memoryview](), 0
+    rest = memoryview(b"")
+    for window in _windows(pieces, 2 * largest):
+        size = len(rest)
+        if size:  # where a chunk ends depends on what follows its start, up to the size of the largest
+            ends = memoryview(b"".join((rest, window[:largest])))
+            taken = yield from _cut_up_to(size, ends, average)
+            window = window[taken - size :]  # noqa: PLW2901 - the part of it that is left
+        taken = yield from _cut_up_to(len(window) - largest + 1, window, average)
+        rest = window[taken:]
+    yield from (chunk.data for chunk in _fastcdc(average).cut_buf(rest) if len(rest))
+
+
+def _cut_up_to(end: int, window: memoryview, average: int) -> Generator[memoryview, None, int]:
+    """The chunks that begin before ``end``; returns where the next one begins."""
+    taken = 0
+    if end > 0:
+        for chunk in _fastcdc(average).cut_buf(window):
+            if taken >= end:
+                break
+            taken += chunk.length
+            yield chunk.data
+    return taken
+
+
+def _windows(pieces: Iterable[bytes], size: int) -> Iterator[memoryview]:
+    """The same bytes in pieces of at least ``size``; the last one may be smaller."""
+    waiting, count = list[bytes](), 0
     for piece in pieces:
         waiting.append(piece)
-        size += len(piece)
-        if size >= 2 * largest:
-            window = memoryview(b"".join(waiting))
-            taken = 0
-            for chunk in _fastcdc(average).cut_buf(window):
-                if size - taken < largest:  # more bytes could move this cut
-                    break
-                taken += chunk.length
-                yield chunk.data
-            waiting, size = [window[taken:]], size - taken
-    if size:
-        for chunk in _fastcdc(average).cut_buf(memoryview(b"".join(waiting))):
-            yield chunk.data
+        count += len(piece)
+        if count >= size:
+            yield memoryview(waiting[0] if len(waiting) == 1 else b"".join(waiting))
+            waiting, count = [], 0
+    if count:
+        yield memoryview(b"".join(waiting))
 
 
 def _fastcdc(average: int) -> FastCDC:

@@ -33,6 +33,18 @@ class Folder:
         self._root = root.rstrip("/")
         self._real_root = os.path.realpath(self._root)
 
+    def make_folders(self, folders: Iterable[str]) -> None:
+        """See ``Objects``."""
+        with _errors_told(self._root):
+            made = [Path(self._path(folder)) for folder in folders]
+            parents = {folder.parent for folder in made}
+            for parent in parents:
+                _make_folder(parent)
+            for folder in made:
+                folder.mkdir(exist_ok=True)
+            for parent in parents:
+                sync_folder(parent)
+
     def read(self, key: str, start: int = 0, end: int | None = None) -> bytes | None:
         """See ``Objects``."""
         path = Path(self._path(key))

@@ -49,6 +49,10 @@ class Objects(Protocol):
         """Reads or writes of one file that are worth doing at once."""
         ...
 
+    def make_folders(self, folders: Iterable[str]) -> None:
+        """Makes folders ahead of the writes that would make one after the other."""
+        ...
+
     def read(self, key: str, start: int = 0, end: int | None = None) -> bytes | None:
         """Bytes ``start`` to ``end`` (exclusive), as far as there are any; None: no such object."""
         ...

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 
-from mlplat.artifacts.blobs import Blobs
+from mlplat.artifacts.blobs import Blobs, blob_folders
 from mlplat.artifacts.bucket import open_objects
 from mlplat.artifacts.chunking import WholeHash, cut
 from mlplat.artifacts.digests import sha256
@@ -75,6 +75,14 @@ class ArtifactStore:
     def __reduce__(self) -> tuple[type[ArtifactStore], tuple[str]]:
         """Other processes open it anew."""
         return ArtifactStore, (self.url,)
+
+    def prepare(self) -> None:
+        """Makes ahead what the first writes would have to make; safe to repeat.
+
+        Raises:
+            StorageFull, Unavailable: the store is full, read-only or out of reach.
+        """
+        self.objects.make_folders(blob_folders())
 
     def write(self, path: str, pieces: Iterable[bytes], digest: str | None = None, limit: int | None = None) -> Entry:
         """Stores a file.

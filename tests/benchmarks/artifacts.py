@@ -9,7 +9,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from statistics import median
 
 import fsspec
 import psutil
@@ -29,6 +31,8 @@ SMALL = 1_000
 #: Where a hundredth of the bytes is changed: in one stretch, and in so many.
 STRETCHES = (1, 10)
 SAMPLE_S = 0.1
+#: Large files: the first bytes that a virtual machine writes since it gave memory back cost it ten times as much.
+ROUNDS = 5
 
 
 def run(platform: Platform) -> Iterator[Result]:
@@ -38,16 +42,16 @@ def run(platform: Platform) -> Iterator[Result]:
     with tempfile.TemporaryDirectory(dir=platform.state_dir) as name:
         folder = Path(name)
         large = folder / "large"
-        with large.open("wb") as out:
-            for _ in range(LARGE_MB):
-                out.write(os.urandom(MEGABYTE))
-        time.sleep(2.1)  # what is younger is not trusted to stay as it is
-        peer = LARGE_MB / _copy_and_sum(large)
+        peers, ups, downs = list[float](), list[float](), list[float]()
         with _Memory(platform) as memory:
-            first = _timed(lambda: upload(client, "bench/large", large))
-            yield _rate(f"upload of {LARGE_MB} MB", first, peer, 400)
-            copied = _timed(lambda: download(client, "bench/large", folder / "copy"))
-            yield _rate(f"download of {LARGE_MB} MB", copied, peer, 500)
+            for number in range(ROUNDS):
+                _fill(large)
+                peers.append(_copy_and_sum(large))
+                ups.append(_timed(partial(upload, client, f"bench/large-{number}", large)))
+                downs.append(_timed(partial(download, client, f"bench/large-{number}", folder / "copy")))
+        first, peer = median(ups), LARGE_MB / median(peers)
+        yield _rate(f"upload of {LARGE_MB} MB", first, peer, 400)
+        yield _rate(f"download of {LARGE_MB} MB", median(downs), peer, 500)
         yield Result("gateway's memory meanwhile, at most", memory.peak_mb, "MB", bound="<= 300")
         assert _sha256(folder / "copy") == _sha256(large)
         yield from _again(client, folder, large, first)
@@ -61,6 +65,15 @@ def run(platform: Platform) -> Iterator[Result]:
             )
         yield _small(client, folder)
     yield from _bucket()
+
+
+def _fill(file: Path) -> None:
+    """Writes random bytes, which the disk has when it returns: what follows is not to wait for them."""
+    with file.open("wb") as out:
+        for _ in range(LARGE_MB):
+            out.write(os.urandom(MEGABYTE))
+        os.fsync(out.fileno())
+    time.sleep(2.1)  # what is younger is not trusted to stay as it is
 
 
 def _bucket() -> Iterator[Result]:

@@ -72,6 +72,16 @@ def test_what_was_written_is_read(objects: Objects, body: bytes, kind: Callable[
     assert (info.key, info.size) == ("deep/er/key", len(body))
 
 
+def test_folders_that_are_made_ahead_hold_nothing_and_are_written_to(objects: Objects) -> None:
+    for _ in range(2):
+        objects.make_folders(["a/b/one", "a/b/two", "c"])
+        assert keys(objects) == []
+    assert objects.write("a/b/one/key", b"body")
+    objects.make_folders(["a/b/one"])
+    assert objects.read("a/b/one/key") == b"body"
+    assert keys(objects) == ["a/b/one/key"]
+
+
 def test_writing_again_replaces(objects: Objects) -> None:
     objects.write("key", b"a longer first version")
     before = objects.info("key")
