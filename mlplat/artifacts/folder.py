@@ -33,6 +33,11 @@ class Folder:
         self._root = root.rstrip("/")
         self._real_root = os.path.realpath(self._root)
 
+    @property
+    def root(self) -> str:
+        """The folder's path."""
+        return self._root
+
     def make_folders(self, folders: Iterable[str]) -> None:
         """See ``Objects``."""
         with _errors_told(self._root):

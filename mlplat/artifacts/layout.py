@@ -12,6 +12,8 @@ _COLLECTOR = ".collector"
 CONDEMNED_KEY = f"{_COLLECTOR}/condemned.json"
 #: Says that users' files are entries.
 FORMAT_KEY = f"{_COLLECTOR}/format"
+#: Random text by which a process knows that a folder which it has is the one that the platform means.
+PLACE_KEY = f"{_COLLECTOR}/place"
 #: Folders of the store itself; no user's path begins with one.
 OWN = (BLOBS, UPLOADS, _COLLECTOR)
 #: Points of runs that ended long ago, which the platform alone writes and removes: files that everybody may read.

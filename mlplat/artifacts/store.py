@@ -34,8 +34,9 @@ from mlplat.artifacts.entry import (
     decode_header,
     encode,
 )
+from mlplat.artifacts.folder import Folder
 from mlplat.artifacts.frames import Frame
-from mlplat.artifacts.layout import OWN, UPLOADS
+from mlplat.artifacts.layout import OWN, PLACE_KEY, UPLOADS
 from mlplat.artifacts.model import ArtifactInfo, safe_path
 from mlplat.artifacts.objects import ObjectInfo
 from mlplat.errors import Conflict, Corrupted, InvalidInput, NotFound, StorageFull
@@ -83,6 +84,14 @@ class ArtifactStore:
             StorageFull, Unavailable: the store is full, read-only or out of reach.
         """
         self.objects.make_folders(blob_folders())
+        self.objects.write(PLACE_KEY, uuid.uuid4().hex.encode(), only_new=True)
+
+    def place(self) -> tuple[str, str] | None:
+        """The folder of a store that was prepared, and the text by which to know it again; None: it is a bucket."""
+        if not isinstance(self.objects, Folder):
+            return None
+        text = self.objects.read(PLACE_KEY)
+        return None if text is None else (self.objects.root, text.decode())
 
     def write(self, path: str, pieces: Iterable[bytes], digest: str | None = None, limit: int | None = None) -> Entry:
         """Stores a file.

@@ -13,10 +13,12 @@ import httpx
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from mlplat import errors
+from mlplat.artifacts.blobs import Blobs
 from mlplat.artifacts.digests import content_digest
 from mlplat.artifacts.model import proxied_path
 from mlplat.errors import PlatformError, Unavailable
 from mlplat.sdk.context import current_step
+from mlplat.sdk.near import open_near
 from mlplat.settings import Settings
 
 API = "/api/2.0/mlflow"
@@ -43,10 +45,12 @@ _BY_CODE: dict[str, type[PlatformError]] = {
 
 
 class Chunking(NamedTuple):
-    """The average size of chunks in bytes, and whether they may go straight to the bucket and come from there."""
+    """The average size of chunks in bytes, whether they may go straight to the bucket and come from there, and the
+    folder that they are in with the text by which to know it."""
 
     average: int
     direct: bool
+    folder: tuple[str, str] | None
 
 
 class _TryAgain(Exception):
@@ -109,8 +113,18 @@ class Client:
         """How the platform's artifact store keeps files."""
         if self._chunking is None:
             answer = self.get("/api/v1/artifacts/chunking")
-            self._chunking = Chunking(answer["average_bytes"], answer["direct"])
+            folder = (answer["folder"], answer["place"]) if answer.get("folder") else None
+            self._chunking = Chunking(answer["average_bytes"], answer["direct"], folder)
         return self._chunking
+
+    def near(self) -> Blobs | None:
+        """The platform's folder of chunks, if this process has it, too."""
+        folder = self.chunking().folder
+        return None if folder is None else open_near(*folder)
+
+    def give_up_near(self) -> None:
+        """The platform has another folder by now: what follows goes by way of it."""
+        self._chunking = self.chunking()._replace(folder=None)
 
     def give_up_direct(self) -> None:
         """The bucket cannot be reached from here: what follows goes by way of the platform."""

@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import quote
 
+from mlplat.artifacts.blobs import Blobs
 from mlplat.artifacts.chunking import WholeHash, cut, pack
 from mlplat.artifacts.digests import sha256
 from mlplat.artifacts.entry import INLINE_BYTES
 from mlplat.artifacts.frames import MEDIA_TYPE, Frame, encode_frame
 from mlplat.errors import Conflict, Corrupted, InvalidInput
 from mlplat.parallel import in_order
-from mlplat.sdk import direct
+from mlplat.sdk import direct, near
 from mlplat.sdk.client import ARTIFACTS, Client
 from mlplat.sdk.known_files import KnownFile, KnownFiles
 from mlplat.sdk.part_files import part_of, write_at
@@ -106,6 +107,7 @@ def upload_from(
         check()
         if _assembled(client, path, file):
             return file
+        client.give_up_near()
     raise Conflict(f"{path}: its chunks are collected as fast as they are sent")
 
 
@@ -147,18 +149,20 @@ def _require_unchanged(source: Path, before: os.stat_result) -> None:
 
 
 def _send(client: Client, start: bytes, body: BinaryIO, told: _Told) -> KnownFile:
-    whole = WholeHash()
+    whole, blobs = WholeHash(), client.near()
     pieces = chain([start], iter(partial(body.read, READ_BYTES), b""))
     chunks = list[tuple[str, int]]()
     with ThreadPoolExecutor(WORKERS, "upload") as pool:
         batches = _batches(cut(whole.of(pieces), client.chunking().average))
-        for sent in in_order(pool, WORKERS + 1, (partial(_send_batch, client, batch) for batch in batches)):
+        for sent in in_order(pool, WORKERS + 1, (partial(_send_batch, client, blobs, batch) for batch in batches)):
             chunks += sent
             told.add(sum(size for _digest, size in sent))
     return KnownFile(sum(size for _digest, size in chunks), whole.hexdigest(), chunks)
 
 
-def _send_batch(client: Client, chunks: Sequence[memoryview]) -> list[tuple[str, int]]:
+def _send_batch(client: Client, blobs: Blobs | None, chunks: Sequence[memoryview]) -> list[tuple[str, int]]:
+    if blobs is not None and (sent := near.put(blobs, chunks)) is not None:
+        return sent
     digests = [sha256(chunk) for chunk in chunks]
     named = dict(zip(digests, chunks, strict=True))
     is_direct = client.chunking().direct
@@ -205,9 +209,10 @@ def _fetch(client: Client, path: str, file: dict[str, Any], descriptor: int, tol
             told.add(end - start)
         else:
             wanted.append(_Part(digest, start, end, url))
+    blobs = client.near()
     with ThreadPoolExecutor(WORKERS, "download") as pool:
         batches = _neighbours(wanted)
-        calls = (partial(_fetch_batch, client, path, file["sha256"], batch, descriptor) for batch in batches)
+        calls = (partial(_fetch_batch, client, blobs, path, file["sha256"], batch, descriptor) for batch in batches)
         try:
             for fetched in in_order(pool, WORKERS + 1, calls):
                 told.add(fetched)
@@ -216,20 +221,16 @@ def _fetch(client: Client, path: str, file: dict[str, Any], descriptor: int, tol
     return True
 
 
-def _fetch_batch(client: Client, path: str, version: str, parts: Sequence[_Part], descriptor: int) -> int:
+def _fetch_batch(
+    client: Client, blobs: Blobs | None, path: str, version: str, parts: Sequence[_Part], descriptor: int
+) -> int:
     """The bytes that were fetched."""
     start, end = parts[0].start, parts[-1].end
-    if parts[0].url and client.chunking().direct:
-        try:
-            bodies = direct.fetch(
-                [part.url for part in parts], [(part.sha256, part.end - part.start) for part in parts]
-            )
-        except direct.Unreachable:
-            client.give_up_direct()
-        else:
-            for part, body in zip(parts, bodies, strict=True):
-                write_at(descriptor, memoryview(body), part.start)
-            return end - start
+    bodies = _fetched_elsewhere(client, blobs, parts)
+    if bodies is not None:
+        for part, body in zip(parts, bodies, strict=True):
+            write_at(descriptor, memoryview(body), part.start)
+        return end - start
     view = memoryview(client.get_range(f"{ARTIFACTS}/{quote(path)}", start, end, version))
     for part in parts:
         chunk = view[part.start - start : part.end - start]
@@ -237,6 +238,20 @@ def _fetch_batch(client: Client, path: str, version: str, parts: Sequence[_Part]
             raise Corrupted(f"{path}: bytes {part.start} to {part.end} came damaged")
         write_at(descriptor, chunk, part.start)
     return end - start
+
+
+def _fetched_elsewhere(client: Client, blobs: Blobs | None, parts: Sequence[_Part]) -> list[bytes] | None:
+    """The bytes of parts, checked, from the folder or the bucket that they are in; None: the platform is the way."""
+    chunks = [(part.sha256, part.end - part.start) for part in parts]
+    if blobs is not None:
+        return near.fetch(blobs, chunks)
+    if not (parts[0].url and client.chunking().direct):
+        return None
+    try:
+        return direct.fetch([part.url for part in parts], chunks)
+    except direct.Unreachable:
+        client.give_up_direct()
+        return None
 
 
 def _neighbours(parts: Iterable[_Part]) -> Iterator[list[_Part]]:

@@ -42,18 +42,13 @@ def run(platform: Platform) -> Iterator[Result]:
     with tempfile.TemporaryDirectory(dir=platform.state_dir) as name:
         folder = Path(name)
         large = folder / "large"
-        peers, ups, downs = list[float](), list[float](), list[float]()
+        afar = Client(platform.url)
+        afar.give_up_near()
         with _Memory(platform) as memory:
-            for number in range(ROUNDS):
-                _fill(large)
-                peers.append(_copy_and_sum(large))
-                ups.append(_timed(partial(upload, client, f"bench/large-{number}", large)))
-                downs.append(_timed(partial(download, client, f"bench/large-{number}", folder / "copy")))
-        first, peer = median(ups), LARGE_MB / median(peers)
-        yield _rate(f"upload of {LARGE_MB} MB", first, peer, 400)
-        yield _rate(f"download of {LARGE_MB} MB", median(downs), peer, 500)
+            yield from _large(afar, large, "by the gateway")
         yield Result("gateway's memory meanwhile, at most", memory.peak_mb, "MB", bound="<= 300")
-        assert _sha256(folder / "copy") == _sha256(large)
+        yield from _large(client, large, "by the folder")
+        first = _timed(partial(upload, afar, "bench/first", _filled(large)))
         yield from _again(client, folder, large, first)
         for count in STRETCHES:
             before = _stored(store)
@@ -67,13 +62,29 @@ def run(platform: Platform) -> Iterator[Result]:
     yield from _bucket()
 
 
-def _fill(file: Path) -> None:
-    """Writes random bytes, which the disk has when it returns: what follows is not to wait for them."""
+def _large(client: Client, large: Path, way: str) -> Iterator[Result]:
+    """A large file up and down, some times, each time another one beside its own peer."""
+    peers, ups, downs = list[float](), list[float](), list[float]()
+    copy = large.with_suffix(".copy")
+    for number in range(ROUNDS):
+        peers.append(_copy_and_sum(_filled(large)))
+        ups.append(_timed(partial(upload, client, f"bench/{way}/{number}", large)))
+        downs.append(_timed(partial(download, client, f"bench/{way}/{number}", copy)))
+        assert _sha256(copy) == _sha256(large)
+        copy.unlink()
+    peer = LARGE_MB / median(peers)
+    yield _rate(f"upload of {LARGE_MB} MB {way}", median(ups), peer, 400)
+    yield _rate(f"download of {LARGE_MB} MB {way}", median(downs), peer, 500)
+
+
+def _filled(file: Path) -> Path:
+    """The file with random bytes, which the disk has when it returns: what follows is not to wait for them."""
     with file.open("wb") as out:
         for _ in range(LARGE_MB):
             out.write(os.urandom(MEGABYTE))
         os.fsync(out.fileno())
     time.sleep(2.1)  # what is younger is not trusted to stay as it is
+    return file
 
 
 def _bucket() -> Iterator[Result]:

@@ -29,6 +29,9 @@ class Chunking(BaseModel):
     average_bytes: int
     #: Whether chunks may go straight to the bucket and come from there.
     direct: bool
+    #: The folder that chunks are in, for clients that have it, too, and the text in its file `.collector/place`.
+    folder: str | None = None
+    place: str | None = None
 
 
 class Asked(BaseModel):
@@ -77,7 +80,10 @@ def router(services: Services, uploads: Uploads) -> APIRouter:
     @api.get("/chunking")
     async def chunking() -> Chunking:
         """How this platform's files are cut into chunks."""
-        return Chunking(average_bytes=artifacts.objects.chunk_bytes, direct=direct.are_possible)
+        folder, place = await asyncio.to_thread(artifacts.place) or (None, None)
+        return Chunking(
+            average_bytes=artifacts.objects.chunk_bytes, direct=direct.are_possible, folder=folder, place=place
+        )
 
     @api.post("/missing", response_model_exclude_defaults=True)
     async def missing(asked: Asked) -> Missing:
