@@ -44,17 +44,8 @@ _ALIASES = (
 #: All versions. Without their facts, which can be large, and are for the coordinator only.
 VERSIONS = select(*(column for column in model_version.c if column is not model_version.c.facts), _TAGS, _ALIASES)
 _OF_MODEL = VERSIONS.where(model_version.c.name == bindparam("of"))
-#: With the parameters ``of``, a model's name, and ``number``.
-BY_NUMBER = Fixed.of(_OF_MODEL.where(model_version.c.version == bindparam("number")))
-#: With ``of``.
+#: With the parameter ``of``, a model's name.
 NEWEST = Fixed.of(_OF_MODEL.order_by(model_version.c.version.desc()).limit(1))
-#: With ``of`` and ``pointing``, the alias.
-BY_ALIAS = Fixed.of(
-    _OF_MODEL.join(
-        model_alias,
-        and_(model_alias.c.name == model_version.c.name, model_alias.c.version == model_version.c.version),
-    ).where(model_alias.c.alias == bindparam("pointing"))
-)
 _LIST = func.unnest(cast(bindparam("names"), ARRAY(Text)), cast(bindparam("numbers"), ARRAY(BigInteger))).table_valued(
     column("name", Text), column("number", BigInteger), with_ordinality="place", name="listed"
 )
@@ -63,6 +54,25 @@ _LISTED = _LIST.render_derived()
 LISTED = VERSIONS.join(
     _LISTED, and_(_LISTED.c.name == model_version.c.name, _LISTED.c.number == model_version.c.version)
 ).order_by(_LISTED.c.place)
+#: The same in no order.
+BY_NUMBER = Fixed.of(LISTED.order_by(None))
+_ALIAS_LIST = (
+    func.unnest(cast(bindparam("names"), ARRAY(Text)), cast(bindparam("pointing"), ARRAY(Text)))
+    .table_valued(column("name", Text), column("alias", Text), name="listed")
+    .render_derived()
+)
+#: With ``names`` and ``pointing``, an alias of each; ``wanted`` is that of a row.
+BY_ALIAS = Fixed.of(
+    VERSIONS.join(
+        model_alias,
+        and_(model_alias.c.name == model_version.c.name, model_alias.c.version == model_version.c.version),
+    )
+    .join(
+        _ALIAS_LIST,
+        and_(_ALIAS_LIST.c.name == model_alias.c.name, _ALIAS_LIST.c.alias == model_alias.c.alias),
+    )
+    .add_columns(_ALIAS_LIST.c.alias.label("wanted"))
+)
 
 
 async def load_models(connection: AsyncConnection, query: Select[Any]) -> list[RegisteredModel]:

@@ -9,6 +9,7 @@ from sqlalchemy import Row, Select, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mlplat.db.engine import SEARCH_SETTINGS
+from mlplat.db.group_read import GroupRead
 from mlplat.db.reader import Fixed, Reader
 from mlplat.db.tables import model_version, registered_model
 from mlplat.errors import InvalidInput, NotFound
@@ -39,6 +40,8 @@ class RegistryStore:
         # Each statement sees what is committed: no transaction around it, and no round trips for one.
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._reader = reader
+        self._numbers = GroupRead(self._read_numbers)
+        self._pointers = GroupRead(self._read_aliases)
 
     async def get_model(self, name: str) -> RegisteredModel:
         """The model with its newest versions."""
@@ -57,10 +60,10 @@ class RegistryStore:
 
     async def get_version(self, name: str, version: int) -> ModelVersion:
         """One version."""
-        found = await self._find(BY_NUMBER, of=name, number=version)
-        if not found:
+        found = await self._numbers.find((name, version))
+        if found is None:
             raise NotFound(f"Model Version (name={name}, version={version}) not found")
-        return found[0]
+        return found
 
     async def get_by_alias(self, name: str, alias: str) -> ModelVersion:
         """The version an alias points at; ``latest`` is the highest version.
@@ -69,12 +72,14 @@ class RegistryStore:
             InvalidInput: no such alias (MLflow answers 400 here).
             NotFound: no such model.
         """
-        is_newest = alias.lower() == "latest"
-        found = await (self._find(NEWEST, of=name) if is_newest else self._find(BY_ALIAS, of=name, pointing=alias))
-        if not found:
+        if alias.lower() == "latest":
+            found = next(iter(versions_of(await self._rows(NEWEST, of=name))), None)
+        else:
+            found = await self._pointers.find((name, alias))
+        if found is None:
             await self.get_model(name)
             raise InvalidInput(f"Registered model alias {alias} not found.")
-        return found[0]
+        return found
 
     async def get_in_stage(self, name: str, stage: Stage) -> ModelVersion:
         """The newest version in a stage."""
@@ -134,8 +139,20 @@ class RegistryStore:
             rows: Sequence[Row[Any]] = (await connection.execute(query)).all()
         return rows
 
-    async def _find(self, statement: Fixed, **parameters: Any) -> list[ModelVersion]:
+    async def _read_numbers(self, keys: Sequence[tuple[str, int]]) -> dict[tuple[str, int], ModelVersion]:
+        names, numbers = [name for name, _number in keys], [number for _name, number in keys]
+        found = versions_of(await self._rows(BY_NUMBER, names=names, numbers=numbers))
+        return {(version.name, version.version): version for version in found}
+
+    async def _read_aliases(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], ModelVersion]:
+        names, aliases = [name for name, _alias in keys], [alias for _name, alias in keys]
+        rows = await self._rows(BY_ALIAS, names=names, pointing=aliases)
+        found = zip(rows, versions_of(rows), strict=True)
+        return {(version.name, row.wanted): version for row, version in found}
+
+    async def _rows(self, statement: Fixed, **parameters: Any) -> Sequence[Any]:
+        """Any: rows of whatever the statement selects, and values that it takes."""
         if self._reader is not None:
-            return versions_of(await self._reader.rows(statement, parameters))
+            return await self._reader.rows(statement, parameters)
         async with self._engine.connect() as connection:
-            return await load_versions(connection, statement.query, parameters)
+            return (await connection.execute(statement.query, parameters)).all()
