@@ -41,6 +41,8 @@ class Fixed:
 class Reader:
     """A few connections in autocommit mode, opened when they are first needed. Each statement sees what is committed.
 
+    Its statements find a few rows by their keys, whatever the planner thinks of tables that are still small.
+
     A connection that turns out to be broken is replaced, and the statement sent again: it only reads.
     """
 
@@ -79,11 +81,16 @@ class Reader:
             if self._pool is None:
                 pool = AsyncConnectionPool(
                     kwargs=self._connect, connection_class=BoundedConnection, min_size=1, max_size=self._pool_size,
-                    max_waiting=MAX_WAITING, timeout=WAIT_S, open=False,
+                    max_waiting=MAX_WAITING, timeout=WAIT_S, configure=_look_up, open=False,
                 )  # fmt: skip
                 await pool.open()
                 self._pool = pool
             return self._pool
+
+
+async def _look_up(connection: BoundedConnection) -> None:
+    await connection.execute("SET enable_hashjoin = off")
+    await connection.execute("SET enable_mergejoin = off")
 
 
 async def _execute(
