@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 from psycopg.abc import RV, PQGen
 from psycopg.pq import TransactionStatus
-from sqlalchemy import Engine, ExceptionContext, Executable, Row, create_engine, event, make_url, text
+from psycopg.rows import namedtuple_row
+from sqlalchemy import Engine, ExceptionContext, create_engine, event, make_url, text
 from sqlalchemy.dialects.postgresql.psycopg import dialect
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -131,7 +132,8 @@ async def vital_transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnectio
 
 
 class HeldConnection:
-    """One connection in autocommit mode, kept between statements: taking one from the pool costs as much as a commit.
+    """One connection in autocommit mode, kept between statements: taking one from the pool costs as much as a commit,
+    and so do an ORM's layers, which these statements go without.
 
     For a single writer; not safe for concurrent use.
 
@@ -143,28 +145,43 @@ class HeldConnection:
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._timeout_s = timeout_s
         self._connection: AsyncConnection | None = None
+        self._driver: psycopg.AsyncConnection[Any] | None = None
 
-    async def execute(self, statement: Executable, values: Mapping[str, object]) -> Sequence[Row[Any]]:
-        """The statement's rows.
+    async def execute(self, statement: LiteralString, values: Mapping[str, object]) -> Sequence[Any]:
+        """The rows of a statement with psycopg's placeholders, as named tuples.
 
         Raises:
             OperationalError, InterfaceError: Postgres is away; whether the statement took effect is unknown.
+            psycopg.Error: Postgres refuses it for its own sake.
         """
         try:
             async with asyncio.timeout(self._timeout_s):
-                if self._connection is None:
-                    self._connection = await self._engine.connect()
-                return (await self._connection.execute(statement, values)).all()
-        except TimeoutError as error:
+                driver = self._driver or await self._connect()
+                cursor = driver.cursor(row_factory=namedtuple_row)
+                await cursor.execute(statement, values, prepare=True)
+                return await cursor.fetchall()
+        except (TimeoutError, psycopg.OperationalError, psycopg.InterfaceError) as error:
             await self.close()
-            raise OperationalError(None, None, error) from error
+            raise OperationalError(statement, None, error) from error
+        except psycopg.Error as error:
+            await self.close()
+            if error.sqlstate == READ_ONLY:
+                raise OperationalError(statement, None, error) from error
+            raise
         except BaseException:
             await self.close()
             raise
 
+    async def _connect(self) -> psycopg.AsyncConnection[Any]:
+        self._connection = await self._engine.connect()
+        driver = (await self._connection.get_raw_connection()).driver_connection
+        assert isinstance(driver, psycopg.AsyncConnection)
+        self._driver = driver
+        return driver
+
     async def close(self) -> None:
         """Gives the connection up; the next statement opens another one."""
-        connection, self._connection = self._connection, None
+        connection, self._connection, self._driver = self._connection, None, None
         if connection is not None:
             with suppress(*CONNECTION_ERRORS):
                 await connection.invalidate()

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import msgspec
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
@@ -174,9 +173,9 @@ def _upsert(table: str, key: str, source: str, columns: str) -> str:
 
 
 #: The UPDATE of the run is the fence: it waits for a take-over that is under way, and then finds another epoch.
-_WRITE = text(f"""
+_WRITE = f"""
     WITH item AS MATERIALIZED (
-        SELECT * FROM json_to_recordset(CAST(:items AS json)) AS t(
+        SELECT * FROM json_to_recordset(%(items)s::json) AS t(
             run_id text, epoch bigint, seq bigint, run json, step_runs json, attempts json, children json, cache json)
     ), owned AS (
         UPDATE pipeline_run AS r SET
@@ -203,7 +202,7 @@ _WRITE = text(f"""
         INSERT INTO pipeline_run
             (run_id, digest, name, params, state, submitted_by, resumed_from, source, executor, epoch,
              idempotency_key)
-        SELECT run_id, digest, name, params, 'QUEUED', submitted_by, resumed_from, source, :executor, 1, source
+        SELECT run_id, digest, name, params, 'QUEUED', submitted_by, resumed_from, source, %(executor)s, 1, source
         FROM child
         ON CONFLICT DO NOTHING
     ), cached AS (
@@ -216,4 +215,4 @@ _WRITE = text(f"""
             created_at = excluded.created_at
     )
     SELECT run_id, epoch FROM owned
-""")  # noqa: S608 - built from the constants above
+"""  # noqa: S608 - built from the constants above

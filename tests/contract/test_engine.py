@@ -69,14 +69,14 @@ async def test_a_connection_that_fell_silent_in_the_pool_is_replaced(proxy: Faul
 
 async def test_a_held_connection_that_fell_silent_is_replaced(proxy: FaultProxy, distant: AsyncEngine) -> None:
     held = HeldConnection(distant, timeout_s=60)
-    assert (await held.execute(text("SELECT 1"), {}))[0][0] == 1
+    assert (await held.execute("SELECT 1", {}))[0][0] == 1
     proxy.swallow()
     began = time.monotonic()
     with pytest.raises(CONNECTION_ERRORS):
-        await held.execute(text("SELECT 2"), {})
+        await held.execute("SELECT 2", {})
     assert time.monotonic() - began < BOUND_S
     proxy.heal()
-    assert (await held.execute(text("SELECT 3"), {}))[0][0] == 3
+    assert (await held.execute("SELECT 3", {}))[0][0] == 3
     await held.close()
 
 
