@@ -16,7 +16,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, w
 
 from mlplat.db.group_commit import GroupCommit
 from mlplat.errors import PlatformError, Unavailable
-from mlplat.metrics.archiver import Archived
+from mlplat.metrics.model import Archived
 from mlplat.metrics.queries import Statement
 from mlplat.pipelines.model import Assignment, Submission
 from mlplat.registry.model import NOBODY, Command, Origin

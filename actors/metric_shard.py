@@ -12,7 +12,7 @@ from mlplat.db.engine import open_engine
 from mlplat.db.lease import LeaseKeeper
 from mlplat.errors import PlatformError
 from mlplat.metrics.archive import ArchiveFiles
-from mlplat.metrics.archiver import Archived
+from mlplat.metrics.model import Archived
 from mlplat.metrics.queries import Statement
 from mlplat.metrics.service import MetricService
 from mlplat.metrics.store import MetricStore

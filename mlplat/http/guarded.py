@@ -5,19 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
 from mlplat.artifacts.model import safe_path
 from mlplat.http.services import Services
-from mlplat.storage.guard import held
-
-
-@dataclass
-class Written:
-    """A write: how many bytes there is room for (None: there is no limit), and how many the file has in the end."""
-
-    room: int | None
-    size: int = 0
+from mlplat.storage.guard import Written, held
 
 
 @asynccontextmanager
@@ -33,7 +24,5 @@ async def guarded(services: Services, path: str, size: int) -> AsyncIterator[Wri
     hold = await guard.hold_at(path)
     if hold is not None and await asyncio.to_thread(services.artifacts.has, path):
         raise held(path, hold)
-    await guard.require_room(path, size)
-    written = Written(await guard.room(path))
-    yield written
-    await guard.add_use(path, written.size)
+    async with guard.writing(path, size) as written:
+        yield written

@@ -11,7 +11,7 @@ import pyarrow as pa
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.events.log import EventLog
 from mlplat.lineage.store import LineageStore
-from mlplat.metrics.archiver import Archived
+from mlplat.metrics.model import Archived
 from mlplat.metrics.queries import Statement
 from mlplat.pipelines.automation.store import AutomationStore
 from mlplat.pipelines.model import Submission

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import pyarrow as pa
@@ -19,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from mlplat.db.removals import removing
 from mlplat.metrics import changes, queries
 from mlplat.metrics.archive import PAGE_POINTS, ArchiveFiles, ArchiveTable
-from mlplat.metrics.model import SCHEMA, concat, with_experiments
+from mlplat.metrics.model import SCHEMA, Archived, concat, with_experiments
 from mlplat.metrics.store import MetricStore
 
 #: Runs that are known to have their points in the metric store.
@@ -32,17 +31,6 @@ class InThread(Protocol):
     """Calls a function in a thread and waits for it."""
 
     def __call__(self, call: Callable[..., T], /, *arguments: object) -> Awaitable[T]: ...
-
-
-@dataclass(frozen=True)
-class Archived:
-    """Runs and points that have left the metric store."""
-
-    runs: int = 0
-    points: int = 0
-
-    def __add__(self, other: Archived) -> Archived:
-        return Archived(self.runs + other.runs, self.points + other.points)
 
 
 class Archiver:

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 from mlplat.metrics.queries import Statement
 
+#: Ids travel in the request line of a ClickHouse server, which is at most 1 MiB long.
+MAX_RUN_IDS = 1_000
+
 
 def stored_rows(run_ids: Sequence[str]) -> Statement:
     """Rows ``(table, rows, bytes)``: what the runs take up in each table, at its average size of a row on disk."""

@@ -8,6 +8,7 @@ into the metric store.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -47,6 +48,17 @@ class Point(NamedTuple):
     value: float
     timestamp: int
     step: int
+
+
+@dataclass(frozen=True)
+class Archived:
+    """Runs and points that have left the metric store."""
+
+    runs: int = 0
+    points: int = 0
+
+    def __add__(self, other: Archived) -> Archived:
+        return Archived(self.runs + other.runs, self.points + other.points)
 
 
 def points_table(run_id: str, points: Iterable[Point]) -> pa.Table:

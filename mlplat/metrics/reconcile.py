@@ -11,9 +11,6 @@ from collections.abc import Mapping
 from mlplat.metrics import changes
 from mlplat.metrics.store import MetricStore
 
-#: Ids travel in the request line of a ClickHouse server, which is at most 1 MiB long.
-MAX_RUN_IDS = 1_000
-
 
 def apply(store: MetricStore, experiments: Mapping[str, int | None]) -> int:
     """Removes runs that have no experiment, puts the others under theirs; returns the bytes freed (an estimate).

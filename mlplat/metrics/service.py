@@ -24,10 +24,10 @@ from mlplat.db.group_commit import GroupCommit
 from mlplat.db.lease import LeaseKeeper
 from mlplat.errors import Fenced, Overloaded, PlatformError, Unavailable
 from mlplat.metrics.archive import ArchiveFiles
-from mlplat.metrics.archiver import Archived, Archiver
+from mlplat.metrics.archiver import Archiver
 from mlplat.metrics.buffer import Cached, FlushBuffer
 from mlplat.metrics.log import Group, MetricLog, ends_slot
-from mlplat.metrics.model import concat, decode, encode, names_of, with_experiments
+from mlplat.metrics.model import Archived, concat, decode, encode, names_of, with_experiments
 from mlplat.metrics.queries import Statement
 from mlplat.metrics.reconcile import apply
 from mlplat.metrics.record import pack, unpack

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
@@ -27,6 +29,14 @@ from mlplat.storage.model import (
 #: A hold or quota of another process is obeyed after so long.
 LOOK_AGE_S = 2.0
 MAX_HOLDS, MAX_QUOTAS = 100_000, 100_000
+
+
+@dataclass
+class Written:
+    """A write: how many bytes there is room for (None: there is no limit), and how many the file has in the end."""
+
+    room: int | None
+    size: int = 0
 
 
 class StorageGuard:
@@ -135,8 +145,10 @@ class StorageGuard:
         if hold is not None:
             raise held(path, hold)
 
-    async def require_room(self, path: str, size: int) -> None:
-        """Asks whether ``size`` bytes more may be written to a path.
+    @asynccontextmanager
+    async def writing(self, path: str, size: int) -> AsyncIterator[Written]:
+        """The block writes a file of about ``size`` bytes to a path, and says how large it is. The experiment's quota
+        has that much less room meanwhile, whoever else writes.
 
         Raises:
             PermissionDenied: that path is the platform's own.
@@ -145,28 +157,15 @@ class StorageGuard:
         require_users(path)
         await self._look()
         quota = self._quota_of(path)
-        if quota is not None and quota.used_bytes + size > quota.limit_bytes:
-            raise StorageFull(
-                f"experiment {quota.experiment_id} may have {quota.limit_bytes} bytes of artifacts and has about "
-                f"{quota.used_bytes}; {size} more do not fit. Delete and purge some, or ask for a larger quota."
-            )
-
-    async def room(self, path: str) -> int | None:
-        """Bytes that may be written to a path; None: there is no quota."""
-        await self._look()
-        quota = self._quota_of(path)
-        return None if quota is None else max(0, quota.limit_bytes - quota.used_bytes)
-
-    async def add_use(self, path: str, size: int) -> None:
-        """So many bytes more were written."""
-        quota = self._quota_of(path)
-        if quota is None or not size:
+        left = None if quota is None else await self._take(quota.experiment_id, size)
+        if quota is None or left is None:
+            yield Written(None)
             return
-        is_it = storage_quota.c.experiment_id == quota.experiment_id
-        more = update(storage_quota).where(is_it).values(used_bytes=storage_quota.c.used_bytes + size)
-        async with self._engine.begin() as connection:
-            await connection.execute(more)
-        self._looked_at = float("-inf")
+        written = Written(left + size)
+        try:
+            yield written
+        finally:
+            await self._give_back(quota.experiment_id, size - written.size)
 
     async def measured(self, sizes: Mapping[int, int]) -> None:
         """The bytes that the experiments' artifacts have by a count of all files."""
@@ -176,6 +175,31 @@ class StorageGuard:
                 used = sizes.get(experiment_id, 0)
                 await connection.execute(update(storage_quota).where(is_it).values(used_bytes=used))
         self._looked_at = float("-inf")
+
+    async def _take(self, experiment_id: int, size: int) -> int | None:
+        """Takes room out of a quota; how much is left. None: there is no quota any more."""
+        is_it = storage_quota.c.experiment_id == experiment_id
+        used, limit = storage_quota.c.used_bytes, storage_quota.c.limit_bytes
+        take = update(storage_quota).where(is_it, used + size <= limit).values(used_bytes=used + size)
+        async with self._engine.begin() as connection:
+            left = (await connection.execute(take.returning(limit - used))).scalar()
+            if left is not None:
+                return int(left)
+            row = (await connection.execute(select(used, limit).where(is_it))).one_or_none()
+        if row is None:
+            return None
+        raise StorageFull(
+            f"experiment {experiment_id} may have {row.limit_bytes} bytes of artifacts and has about "
+            f"{row.used_bytes}; {size} more do not fit. Delete and purge some, or ask for a larger quota."
+        )
+
+    async def _give_back(self, experiment_id: int, size: int) -> None:
+        """Room that was taken and not used; less than nothing was taken where more was used."""
+        if size:
+            is_it = storage_quota.c.experiment_id == experiment_id
+            used = func.greatest(0, storage_quota.c.used_bytes - size)
+            async with self._engine.begin() as connection:
+                await connection.execute(update(storage_quota).where(is_it).values(used_bytes=used))
 
     def _hold_on(self, owner: Owner) -> Hold | None:
         return next((self._holds[subject] for subject in owner.subjects if subject in self._holds), None)

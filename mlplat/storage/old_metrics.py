@@ -10,7 +10,7 @@ from sqlalchemy import or_, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mlplat.db.tables import metric_archive, run
-from mlplat.metrics.archiver import Archived
+from mlplat.metrics.model import Archived
 
 #: Runs of one call: their points leave the metric store together, which rewrites what lies beside them.
 BATCH = 100

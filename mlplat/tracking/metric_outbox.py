@@ -15,8 +15,8 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mlplat.db.tables import metric_outbox
+from mlplat.metrics.changes import MAX_RUN_IDS
 from mlplat.metrics.queries import Statement
-from mlplat.metrics.reconcile import MAX_RUN_IDS
 
 
 class MetricStorePort(Protocol):

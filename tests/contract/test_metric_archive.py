@@ -20,10 +20,9 @@ from mlplat.db.removals import removing
 from mlplat.errors import Corrupted, Overloaded, Unavailable
 from mlplat.metrics import changes, queries
 from mlplat.metrics.archive import ArchiveFiles, archive_path
-from mlplat.metrics.archiver import Archived
 from mlplat.metrics.curves import CurveRequest, RunOrigin, read_curves
 from mlplat.metrics.downsample import Axis, Buckets, Ends, Selection, bucketed, overview, whole
-from mlplat.metrics.model import Point
+from mlplat.metrics.model import Archived, Point
 from mlplat.metrics.queries import Statement
 from mlplat.metrics.service import MetricService
 from mlplat.metrics.store import MetricStore

@@ -17,7 +17,7 @@ from mlplat.backup.connection import connected
 from mlplat.backup.rows import lock_removals
 from mlplat.db.removals import removing
 from mlplat.errors import Overloaded, PlatformError, Unavailable
-from mlplat.metrics.archiver import Archived
+from mlplat.metrics.model import Archived
 from mlplat.storage.guard import StorageGuard
 from mlplat.storage.model import Retention
 from mlplat.storage.upkeep import Upkeep

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 import threading
 import time
@@ -203,6 +204,18 @@ async def test_an_experiment_with_a_quota_takes_no_more_than_that(http: httpx.As
     await http.put(f"{STORAGE}/quotas/{experiment}", json={"limit_bytes": None})
     assert (await _put(http, f"{folder}/third")).status_code == 200
     assert (await http.put(f"{STORAGE}/quotas/987654321", json={"limit_bytes": 1})).status_code == 404
+
+
+async def test_uploads_at_once_share_a_quota(http: httpx.AsyncClient, mlflow: MLflow) -> None:
+    experiment, _run_id, folder = await _run(mlflow)
+    await http.put(f"{STORAGE}/quotas/{experiment}", json={"limit_bytes": 700_000})
+    answers = await asyncio.gather(*(_put(http, f"{folder}/{number}", os.urandom(300_000)) for number in range(8)))
+    assert sorted(answer.status_code for answer in answers) == [200, 200, *[507] * 6]
+    digest = {"Content-Digest": f"sha-256=:{base64.b64encode(bytes(32)).decode()}:"}
+    wrong = await http.put(f"{FILES}/{folder}/wrong", content=BODY[:100_000], headers=digest)
+    assert wrong.status_code == 400
+    [quota] = [each for each in (await http.get(f"{STORAGE}/quotas")).json() if each["experiment_id"] == experiment]
+    assert quota["used_bytes"] == 600_000, "what was refused takes no room"
 
 
 async def test_a_collection_measures_and_corrects_quotas(databases: Databases, tmp_path: Path) -> None:

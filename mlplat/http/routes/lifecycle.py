@@ -15,8 +15,8 @@ from mlplat.http.mlflow.endpoint import token_page, wire_double
 from mlplat.http.routes.curves import Double
 from mlplat.http.services import Services
 from mlplat.metrics import queries
+from mlplat.metrics.changes import MAX_RUN_IDS
 from mlplat.metrics.model import ARROW, encode
-from mlplat.metrics.reconcile import MAX_RUN_IDS
 from mlplat.tracking.logged_model import LoggedModel, LoggedModelStatus
 from mlplat.tracking.model import parse_experiment_id, to_ms
 from mlplat.tracking.moves import MAX_RUNS as MAX_MOVED
