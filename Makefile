@@ -3,12 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 ONLY ?=
 ARGS ?=
-# Tests that run side by side: those of whole platforms, of which two wait most of the time, and the rest in two halves.
-LANES := e2e faults stores http
-FOLDERS_e2e := tests/e2e
-FOLDERS_faults := tests/faults
-FOLDERS_stores := tests/unit tests/contract
-FOLDERS_http := tests/http
+PLATFORMS := tests/e2e tests/faults
+REST := tests/unit tests/contract tests/http
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test soak check bench down lock
@@ -27,15 +23,17 @@ demo: .venv/installed ## Start the platform, train and register a model in a pip
 down: .venv/installed ## Stop the platform; its data stays
 	$(BIN)/mlplat down
 
+# Two at a time, for two cores: the tests of whole platforms, which also wait, and all the rest one after another.
 test: .venv/installed ## Run the checks and all tests (only some tests: make test ARGS=tests/unit)
 ifeq ($(ARGS),)
-	@$(MAKE) --no-print-directory --jobs --keep-going --output-sync=target check $(LANES:%=lane-%)
+	@mkdir -p build
+	@{ $(MAKE) --no-print-directory check && $(BIN)/python -m pytest $(REST); } > build/rest.log 2>&1 & rest=$$!; \
+	$(BIN)/python -m pytest $(PLATFORMS); platforms=$$?; \
+	wait $$rest; rest=$$?; cat build/rest.log; \
+	exit $$((platforms || rest))
 else
 	$(BIN)/python -m pytest $(ARGS)
 endif
-
-lane-%: .venv/installed
-	$(BIN)/python -m pytest $(FOLDERS_$*)
 
 soak: .venv/installed ## Kill parts of a platform at work, hundreds of times (half an hour)
 	$(BIN)/python -m pytest -m soak $(ARGS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import uuid
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from mlplat.pipelines.spec import PipelineSpec
 from mlplat.sdk.client import client_for, default_url
 from mlplat.sdk.definition import Pipeline
 from mlplat.sdk.pipeline_runs import load_pipeline
+from mlplat.sdk.user import user_name
 
 SCHEDULES = "/api/v1/schedules"
 TRIGGERS = "/api/v1/triggers"
@@ -59,7 +59,7 @@ def schedule(
         "spec": load_pipeline(source, client).to_json(), "params": dict(params or {}), "cron": cron,
         "time_zone": time_zone, "catch_up": catch_up, "catch_up_limit": catch_up_limit,
         "misfire_grace_s": misfire_grace_s, "starts_at": _text(starts_at), "ends_at": _text(ends_at),
-        "paused": paused, "created_by": getpass.getuser(),
+        "paused": paused, "created_by": user_name(),
     }  # fmt: skip
     answer: dict[str, Any] = client.put(f"{SCHEDULES}/{name}", body)
     return answer
@@ -96,7 +96,7 @@ def trigger(
     client = client_for(url or default_url())
     body = {
         "spec": load_pipeline(source, client).to_json(), "params": dict(params or {}), "on": dict(on),
-        "max_per_hour": max_per_hour, "paused": paused, "created_by": getpass.getuser(),
+        "max_per_hour": max_per_hour, "paused": paused, "created_by": user_name(),
     }  # fmt: skip
     answer: dict[str, Any] = client.put(f"{TRIGGERS}/{name}", body)
     return answer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from base64 import b64encode
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import lru_cache
@@ -88,9 +89,15 @@ class Client:
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
         return self._call("POST", path, json=body, headers=headers).json()
 
-    def post_once(self, path: str, body: Any) -> Any:
-        """The JSON answer of a POST on which the platform acts once, however often it has to be sent."""
-        return self.post(path, body, idempotency_key=uuid.uuid4().hex)
+    def post_once(self, path: str, body: Any, by: str | None = None) -> Any:
+        """The JSON answer of a POST on which the platform acts once, however often it has to be sent.
+
+        ``by`` is the user's name, where the platform keeps who did it.
+        """
+        headers = {"Idempotency-Key": uuid.uuid4().hex}
+        if by is not None:
+            headers["Authorization"] = f"Basic {b64encode(f'{by}:'.encode()).decode()}"
+        return self._call("POST", path, json=body, headers=headers).json()
 
     def post_bytes(self, path: str, body: bytes, content_type: str, headers: Mapping[str, str] | None = None) -> Any:
         """The JSON answer of a POST with a raw body, for storing which the platform gets time by its size."""

@@ -7,6 +7,7 @@ from contextlib import suppress
 from mlplat.errors import AlreadyExists, InvalidInput
 from mlplat.sdk.client import API, client_for, default_url
 from mlplat.sdk.run import Run
+from mlplat.sdk.user import user_name
 
 
 def register_model(
@@ -18,7 +19,7 @@ def register_model(
     semantic_version: str | None = None,
     url: str | None = None,
 ) -> int:
-    """Registers a run's model as the next version of ``name``, which is created on first use.
+    """Registers a run's model as the next version of ``name``, which is created on first use, in the user's name.
 
     Args:
         name: the registered model.
@@ -40,12 +41,13 @@ def register_model(
             run.flush()
     client = client_for(url or default_url())
     run_id = run.run_id if isinstance(run, Run) else run
+    by = user_name()
     with suppress(AlreadyExists):
-        client.post_once(f"{API}/registered-models/create", {"name": name})
+        client.post_once(f"{API}/registered-models/create", {"name": name}, by)
     source = f"runs:/{run_id}/{artifact_path}"
     body = {"name": name, "source": source, "run_id": run_id, "semantic_version": semantic_version}
-    created = client.post_once(f"{API}/model-versions/create", body)
+    created = client.post_once(f"{API}/model-versions/create", body, by)
     version = created["model_version"]["version"]
     if alias is not None:
-        client.post_once(f"{API}/registered-models/alias", {"name": name, "alias": alias, "version": version})
+        client.post_once(f"{API}/registered-models/alias", {"name": name, "alias": alias, "version": version}, by)
     return int(version)

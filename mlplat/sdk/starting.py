@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-import os
 import time
 import uuid
 import warnings
@@ -18,6 +16,7 @@ from mlplat.sdk.context import current_step
 from mlplat.sdk.process import Mode, outbox_for
 from mlplat.sdk.records import Call, CreateRun
 from mlplat.sdk.run import Run, RunWarning
+from mlplat.sdk.user import user_name
 from mlplat.sdk.values import tag_texts
 from mlplat.tracking.model import ATTEMPT_TAG, PARENT_RUN_TAG, RUN_NAME_TAG, random_run_name, run_id_for
 
@@ -140,19 +139,12 @@ def _new_run(experiment: str, name: str | None, all_tags: Mapping[str, str]) -> 
     key = uuid.uuid4().hex
     body = {
         "run_name": name or all_tags.get(RUN_NAME_TAG) or random_run_name(),
-        "user_id": _user(),
+        "user_id": user_name(),
         "start_time": _now_ms(),
         "tags": [{"key": tag, "value": value} for tag, value in all_tags.items()],
         "heartbeat": True,
     }
     return CreateRun(run_id_for(key), experiment, key, body)
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
-        return str(os.getuid())
 
 
 def _now_ms() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 import json
 import signal
 import warnings
@@ -142,6 +143,7 @@ async def test_a_model_is_registered_once_its_files_are_there(
     served: Served, stack: Stack, mlflow: MLflow, spool: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mlplat.sdk.run.FILE_PATIENCE_S", 0.0)
+    name = unique("model")
 
     def code() -> str:
         run = mlplat.start_run(unique("exp"))
@@ -149,12 +151,15 @@ async def test_a_model_is_registered_once_its_files_are_there(
         served.moods = ["refuses"] * 3
         run.log_text("weights", "model/weights")
         assert len(list(spool.glob("*.files/*"))) == 1
-        assert mlplat.register_model(unique("model"), run, "model") == 1
+        assert mlplat.register_model(name, run, "model", alias="champion") == 1
         assert list(spool.glob("*.files/*")) == []
         return run.run_id
 
     run_id = await user(code)
     assert Files(stack, await info(mlflow, run_id)).read("model/weights") == b"weights"
+    assert (await stack.services.registry.get_version(name, 1)).user_id == getpass.getuser()
+    changes = await stack.services.registry_history.changes(name, None, None, 10)
+    assert {change.user_id for change in changes} == {getpass.getuser()}
 
 
 async def test_a_file_without_room_is_told_and_costs_nothing_else(
