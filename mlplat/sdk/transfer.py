@@ -33,7 +33,7 @@ from mlplat.sdk.part_files import part_of, write_at
 NATIVE = "/api/v1/artifacts"
 READ_BYTES = 8 * 1024 * 1024
 #: Bytes of chunks that are asked about, sent or fetched together.
-BATCH_BYTES = 16 * 1024 * 1024
+BATCH_BYTES = 8 * 1024 * 1024
 WORKERS = 4
 #: A file that is replaced, or whose chunks are collected, while it is transferred is begun anew so often.
 MAX_ROUNDS = 3
