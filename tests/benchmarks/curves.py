@@ -14,7 +14,7 @@ from functools import partial
 import httpx
 
 from mlplat.metrics import queries
-from mlplat.metrics.model import Point, encode, points_table, with_experiments
+from mlplat.metrics.model import ARROW, Point, encode, points_table, with_experiments
 from mlplat.metrics.queries import Statement
 from mlplat.metrics.store import MetricStore
 from mlplat.sdk.client import API
@@ -62,11 +62,12 @@ async def measure(http: httpx.AsyncClient, store: MetricStore, mirrored: bool = 
         floor = _bare(store, [long], LONG // 1000)
         results.append(Result(f"curve of {LONG} points over {axis}, 1000 buckets", spent, "ms", floor, "<= 150"))
     runs = await data.fill(RUNS, [f"m{number}" for number in range(CURVES)], CURVE_POINTS)
-    for buckets in (200, 1000):
+    for buckets, accept in ((200, "application/json"), (1000, ARROW), (1000, "application/json")):
         body = {"run_ids": runs, "keys": ["*"], "buckets": buckets}
-        spent = await _median(partial(_post, http, "/api/v1/metrics/curves", body))
+        spent = await _median(partial(_post, http, "/api/v1/metrics/curves", body, accept))
         floor = _bare(store, runs, CURVE_POINTS // buckets)
-        name = f"{RUNS} runs × {CURVES} curves of {CURVE_POINTS} points, {buckets} buckets"
+        form = "Arrow" if accept == ARROW else "JSON"
+        name = f"{RUNS} runs × {CURVES} curves of {CURVE_POINTS} points, {buckets} buckets, {form}"
         results.append(Result(name, spent, "ms", floor, "<= 200"))
     [wide] = await data.fill(1, [f"k{number}" for number in range(MANY_KEYS)], 1)
     floor = _timed(store, queries.latest([wide]))
@@ -118,8 +119,8 @@ async def _experiment(http: httpx.AsyncClient) -> int:
     return int(answer.json()["experiment_id"])
 
 
-async def _post(http: httpx.AsyncClient, path: str, body: object) -> httpx.Response:
-    answer = await http.post(path, json=body)
+async def _post(http: httpx.AsyncClient, path: str, body: object, accept: str = "application/json") -> httpx.Response:
+    answer = await http.post(path, json=body, headers={"Accept": accept})
     answer.raise_for_status()
     return answer
 
