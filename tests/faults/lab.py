@@ -79,6 +79,8 @@ class Lab:
     proxy: FaultProxy
     log: Path
     struck: list[float] = field(default_factory=list)
+    #: When a process was killed, by pid.
+    killed: dict[int, float] = field(default_factory=dict)
     _uses: dict[Callable[..., Any], str] = field(default_factory=dict)
 
     def query(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
@@ -204,6 +206,8 @@ class Lab:
         """Sends the signal and notes when."""
         self.struck.append(time.time())
         os.kill(pid, number)
+        if number == signal.SIGKILL:
+            self.killed[pid] = self.struck[-1]
 
     def kill(self, actor: str) -> str:
         """``kill -9`` of the actor; returns when its successor answers."""

@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import psutil
 import pytest
 
 from mlplat.artifacts.segments import MAX_LOG_BYTES
+from mlplat.artifacts.store import ArtifactStore
 from mlplat.pipelines.loader import build_spec
 from tests.faults import pipeline_steps as steps
 from tests.faults.lab import EXECUTORS, SCHEDULER, Lab, submitting
@@ -311,8 +311,7 @@ def _check_poison(lab: Lab, name: str, run_id: str, printed: int) -> None:
     attempts = lab.query("SELECT count(*) FROM attempt WHERE run_id = %s", run_id)
     assert attempts == [(step.get("retry", ONCE)["max_attempts"],)], name
     if name == "prints":
-        folder = Path(urlsplit(lab.platform.config.artifacts_url).path) / "pipelines" / run_id / "logs"
-        kept = sum(file.stat().st_size for file in folder.rglob("*.log"))
+        _files, kept = ArtifactStore(lab.platform.config.artifacts_url).usage(f"pipelines/{run_id}/logs")
         assert min(MAX_LOG_BYTES, printed << 20) <= kept <= MAX_LOG_BYTES + 1_000, "as much as a log may hold"
 
 

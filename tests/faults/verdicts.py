@@ -21,7 +21,8 @@ _OPEN = {"PENDING", "QUEUED", "RUNNING"}
 @dataclass(frozen=True)
 class Verdict:
     """``lost``: accepted and not there, or in a wrong state. ``twice``: runs, attempts or steps that happened again
-    after they were done. ``stuck``: not over in time. ``idle_s``: the longest time in which a run had no process."""
+    after they were done. ``stuck``: not over in time. ``idle_s``: the longest time in which a run had no process, which
+    it may have waited for. ``dead_s``: the longest time in which an attempt counted as running and was dead."""
 
     fault: str
     fired: str
@@ -31,14 +32,15 @@ class Verdict:
     stuck: int
     gap_s: float
     idle_s: float
+    dead_s: float
     attempts: int
     lost_attempts: int
 
     def __str__(self) -> str:
         return (
             f"{self.fault} → {self.fired} → accepted {self.accepted}, lost {self.lost}, twice {self.twice}, "
-            f"stuck {self.stuck}, longest gap {self.gap_s:.1f} s, without a process {self.idle_s:.1f} s "
-            f"({self.attempts} attempts, {self.lost_attempts} LOST)"
+            f"stuck {self.stuck}, longest gap {self.gap_s:.1f} s, without a process {self.idle_s:.1f} s, "
+            f"running and dead {self.dead_s:.1f} s ({self.attempts} attempts, {self.lost_attempts} LOST)"
         )
 
 
@@ -66,7 +68,7 @@ def close(
     prefixes = {key.partition("-")[0] for key in accepted}
     twice = history.twice() + _orphans(lab, prefixes, accepted)
     verdict = Verdict(
-        fault, fired, len(run_ids), len(lost), len(twice), len(stuck), gap_s, history.idle_s(),
+        fault, fired, len(run_ids), len(lost), len(twice), len(stuck), gap_s, history.idle_s(), history.dead_s(),
         sum(len(numbers) for numbers in history.attempts.values()), history.count("LOST"),
     )  # fmt: skip
     with say.disabled():
@@ -96,6 +98,7 @@ class _History:
 
     def __init__(self, lab: Lab, run_ids: list[str]) -> None:
         self._struck = sorted(lab.struck)
+        self._killed = dict(lab.killed)
         self.runs: dict[str, tuple[str, float, float]] = {}
         self.errors: dict[str, str | None] = {}
         for run_id, state, error, began, ended in lab.query(
@@ -119,12 +122,14 @@ class _History:
             )
         }
         self.began: dict[str, list[float]] = defaultdict(list)
+        self._pids: dict[str, int] = {}
         self.ended: dict[str, tuple[str, float]] = {}
         for entry in lab.executions():
             if entry["label"].partition("/")[0] not in self.runs:
                 continue
             if entry["what"] == "begin":
                 self.began[entry["label"]].append(entry["at"])
+                self._pids[entry["label"]] = entry["pid"]
             else:
                 self.ended[entry["label"]] = entry["what"], entry["at"]
 
@@ -165,6 +170,23 @@ class _History:
         assert not [node for node, state in self.steps.items() if state in _OPEN]
         known = {f"{node}/{number}" for node, entries in self.attempts.items() for number, _state, _at in entries}
         assert not self.began.keys() - known, "every execution is an attempt that was durable before it"
+
+    def dead_s(self) -> float:
+        """The longest time from the kill of an attempt's process, or else from the last fault before its end was
+        recorded, to that record."""
+        longest = 0.0
+        for node, entries in self.attempts.items():
+            for number, _state, recorded in entries:
+                label = f"{node}/{number}"
+                if label in self.ended or label not in self.began:
+                    continue
+                killed = self._killed.get(self._pids[label], 0.0)
+                earlier = [at for at in self._struck if self.began[label][0] <= at <= recorded]
+                if self.began[label][0] <= killed <= recorded:
+                    longest = max(longest, recorded - killed)
+                elif earlier:
+                    longest = max(longest, recorded - earlier[-1])
+        return longest
 
     def idle_s(self) -> float:
         """The longest time in which an accepted run had no process. One that died without a word is taken to have
