@@ -95,8 +95,3 @@ def _artifacts(url: str) -> ArtifactStore:
 @cache
 def _node() -> str:
     return socket.gethostname()
-
-
-def _checkpoints(request: AttemptRequest, artifacts: ArtifactStore) -> Checkpoints:
-    keep, best = request.keep_checkpoints, request.best_checkpoints
-    return Checkpoints(artifacts, request.checkpoints, request.attempt, keep, best)

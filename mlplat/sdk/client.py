@@ -84,20 +84,19 @@ class Client:
         """The raw answer of a GET; query values that are None are left out."""
         return self._call("GET", path, params={key: value for key, value in query.items() if value is not None}).content
 
-    def post(self, path: str, body: Any, *, idempotency_key: str | None = None) -> Any:
-        """The JSON answer of a POST; with a key, the platform acts once however often it arrives."""
-        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
-        return self._call("POST", path, json=body, headers=headers).json()
-
-    def post_once(self, path: str, body: Any, by: str | None = None) -> Any:
-        """The JSON answer of a POST on which the platform acts once, however often it has to be sent.
+    def post(self, path: str, body: Any, *, idempotency_key: str | None = None, by: str | None = None) -> Any:
+        """The JSON answer of a POST; with a key, the platform acts once however often it arrives.
 
         ``by`` is the user's name, where the platform keeps who did it.
         """
-        headers = {"Idempotency-Key": uuid.uuid4().hex}
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
         if by is not None:
             headers["Authorization"] = f"Basic {b64encode(f'{by}:'.encode()).decode()}"
         return self._call("POST", path, json=body, headers=headers).json()
+
+    def post_once(self, path: str, body: Any, by: str | None = None) -> Any:
+        """As ``post``; the platform acts once, however often it has to be sent."""
+        return self.post(path, body, idempotency_key=uuid.uuid4().hex, by=by)
 
     def post_bytes(self, path: str, body: bytes, content_type: str, headers: Mapping[str, str] | None = None) -> Any:
         """The JSON answer of a POST with a raw body, for storing which the platform gets time by its size."""

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -45,6 +46,15 @@ async def _run(mlflow: MLflow, **tags: str) -> tuple[str, str, str]:
         await mlflow.call("POST", "experiments/set-experiment-tag", experiment_id=experiment, key=key, value=value)
     run_id = await mlflow.run(experiment)
     return experiment, run_id, f"{experiment}/{run_id}/artifacts"
+
+
+@asynccontextmanager
+async def _alone(databases: Databases, folder: Path) -> AsyncIterator[tuple[Stack, httpx.AsyncClient]]:
+    """A platform that no other test has, and a client."""
+    async with open_stack(databases, folder) as stack:
+        transport = httpx.ASGITransport(app=stack.app, client=("127.0.0.1", 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            yield stack, http
 
 
 async def _put(http: httpx.AsyncClient, path: str, body: bytes = BODY) -> httpx.Response:
@@ -219,123 +229,113 @@ async def test_uploads_at_once_share_a_quota(http: httpx.AsyncClient, mlflow: ML
 
 
 async def test_a_collection_measures_and_corrects_quotas(databases: Databases, tmp_path: Path) -> None:
-    async with open_stack(databases, tmp_path) as stack:
-        transport = httpx.ASGITransport(app=stack.app, client=("127.0.0.1", 1))
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
-            mlflow = MLflow(http)
-            assert (await http.get(f"{STORAGE}/usage")).json()["measured_at"] is None
-            experiment, _run_id, folder = await _run(mlflow, team="vision")
-            await http.put(f"{STORAGE}/quotas/{experiment}", json={"limit_bytes": 10**9})
-            for name in ("a", "b", "a"):
-                await _put(http, f"{folder}/{name}")
-            digest = (await http.post("/api/v1/blobs", content=b"nothing refers to it")).json()["digest"]
-            done = (await http.post(f"{STORAGE}/collections", json={})).json()
-            assert done["finished_at"] is not None
-            assert (done["report"]["freed"], done["report"]["damaged"]) == (0, [])
-            usage = (await http.get(f"{STORAGE}/usage")).json()
-            [row] = usage["experiments"]
-            assert (row["experiment_id"], row["team"], row["files"], row["bytes"]) == (experiment, "vision", 2, 600_000)
-            assert usage["teams"] == {"vision": 600_000}
-            assert usage["stored_bytes"] == 300_000 + len(b"nothing refers to it")
-            assert (await http.get(f"{STORAGE}/quotas")).json()[0]["used_bytes"] == 600_000
-            assert len((await http.get(f"{STORAGE}/collections")).json()) == 1
-            assert stack.services.artifacts.get_blob(digest)
+    async with _alone(databases, tmp_path) as (stack, http):
+        mlflow = MLflow(http)
+        assert (await http.get(f"{STORAGE}/usage")).json()["measured_at"] is None
+        experiment, _run_id, folder = await _run(mlflow, team="vision")
+        await http.put(f"{STORAGE}/quotas/{experiment}", json={"limit_bytes": 10**9})
+        for name in ("a", "b", "a"):
+            await _put(http, f"{folder}/{name}")
+        digest = (await http.post("/api/v1/blobs", content=b"nothing refers to it")).json()["digest"]
+        done = (await http.post(f"{STORAGE}/collections", json={})).json()
+        assert done["finished_at"] is not None
+        assert (done["report"]["freed"], done["report"]["damaged"]) == (0, [])
+        usage = (await http.get(f"{STORAGE}/usage")).json()
+        [row] = usage["experiments"]
+        assert (row["experiment_id"], row["team"], row["files"], row["bytes"]) == (experiment, "vision", 2, 600_000)
+        assert usage["teams"] == {"vision": 600_000}
+        assert usage["stored_bytes"] == 300_000 + len(b"nothing refers to it")
+        assert (await http.get(f"{STORAGE}/quotas")).json()[0]["used_bytes"] == 600_000
+        assert len((await http.get(f"{STORAGE}/collections")).json()) == 1
+        assert stack.services.artifacts.get_blob(digest)
 
 
 async def test_models_are_measured_by_their_versions(databases: Databases, tmp_path: Path) -> None:
-    async with open_stack(databases, tmp_path) as stack:
-        transport = httpx.ASGITransport(app=stack.app, client=("127.0.0.1", 1))
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
-            mlflow = MLflow(http)
-            _experiment, run_id, folder = await _run(mlflow)
-            for name, size in (("one", 1_000), ("two", 3_000)):
-                await _put(http, f"{folder}/{name}/model.bin", BODY[:size])
-            for name, sources in (("small", ["one", "one"]), ("large", ["one", "two", "two"]), ("empty", [])):
-                await mlflow.call("POST", "registered-models/create", name=name)
-                for source in sources:
-                    await mlflow.call(
-                        "POST", "model-versions/create", name=name, source=f"mlflow-artifacts:/{folder}/{source}",
-                        run_id=run_id,
-                    )  # fmt: skip
-            async with stack.engine.begin() as connection:  # as earlier versions of the platform registered them
-                await connection.execute(text("UPDATE model_version SET size_bytes = NULL WHERE name = 'large'"))
-            await http.post(f"{STORAGE}/collections", json={})
-            usage = (await http.get(f"{STORAGE}/usage")).json()
-            assert usage["models"] == [
-                {"name": "large", "versions": 3, "bytes": 4_000},
-                {"name": "small", "versions": 2, "bytes": 1_000},
-            ]
-            async with served(stack.app) as url:
-                shown = await asyncio.to_thread(_invoke, url, "storage", "usage")
-            assert "large" in shown.output
+    async with _alone(databases, tmp_path) as (stack, http):
+        mlflow = MLflow(http)
+        _experiment, run_id, folder = await _run(mlflow)
+        for name, size in (("one", 1_000), ("two", 3_000)):
+            await _put(http, f"{folder}/{name}/model.bin", BODY[:size])
+        for name, sources in (("small", ["one", "one"]), ("large", ["one", "two", "two"]), ("empty", [])):
+            await mlflow.call("POST", "registered-models/create", name=name)
+            for source in sources:
+                await mlflow.call(
+                    "POST", "model-versions/create", name=name, source=f"mlflow-artifacts:/{folder}/{source}",
+                    run_id=run_id,
+                )  # fmt: skip
+        async with stack.engine.begin() as connection:  # as earlier versions of the platform registered them
+            await connection.execute(text("UPDATE model_version SET size_bytes = NULL WHERE name = 'large'"))
+        await http.post(f"{STORAGE}/collections", json={})
+        usage = (await http.get(f"{STORAGE}/usage")).json()
+        assert usage["models"] == [
+            {"name": "large", "versions": 3, "bytes": 4_000},
+            {"name": "small", "versions": 2, "bytes": 1_000},
+        ]
+        async with served(stack.app) as url:
+            shown = await asyncio.to_thread(_invoke, url, "storage", "usage")
+        assert "large" in shown.output
 
 
 async def test_logs_that_are_to_be_kept_for_less_time_go_with_the_next_collection(
     databases: Databases, tmp_path: Path
 ) -> None:
-    async with open_stack(databases, tmp_path) as stack:
-        transport = httpx.ASGITransport(app=stack.app, client=("127.0.0.1", 1))
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
-            mlflow = MLflow(http)
-            _experiment, run_id, folder = await _run(mlflow)
-            await _put(http, f"{folder}/mlplat/console/host-1-1/000001.log", b"line\n")
-            ended = int((time.time() - 100 * 86_400) * 1000)
-            await mlflow.call("POST", "runs/update", run_id=run_id, status="FINISHED", end_time=ended)
-            store = stack.services.artifacts
-            for days, expected in ((365, 0), (365, 0), (30, 1), (30, 0)):
-                retention = Retention(logs=timedelta(days=days))
-                collection = await Upkeep(
-                    stack.engine, store, stack.services.guard, stack.services.metrics, retention
-                ).collect()
-                assert collection.report is not None
-                assert collection.report["expired_logs"] == expected
-            assert not store.files(folder)
+    async with _alone(databases, tmp_path) as (stack, http):
+        mlflow = MLflow(http)
+        _experiment, run_id, folder = await _run(mlflow)
+        await _put(http, f"{folder}/mlplat/console/host-1-1/000001.log", b"line\n")
+        ended = int((time.time() - 100 * 86_400) * 1000)
+        await mlflow.call("POST", "runs/update", run_id=run_id, status="FINISHED", end_time=ended)
+        store = stack.services.artifacts
+        for days, expected in ((365, 0), (365, 0), (30, 1), (30, 0)):
+            retention = Retention(logs=timedelta(days=days))
+            collection = await Upkeep(
+                stack.engine, store, stack.services.guard, stack.services.metrics, retention
+            ).collect()
+            assert collection.report is not None
+            assert collection.report["expired_logs"] == expected
+        assert not store.files(folder)
 
 
 async def test_metrics_of_old_runs_are_archived_and_still_read(databases: Databases, tmp_path: Path) -> None:
-    async with open_stack(databases, tmp_path) as stack:
-        transport = httpx.ASGITransport(app=stack.app, client=("127.0.0.1", 1))
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
-            mlflow = MLflow(http)
-            experiment, run_id, _folder = await _run(mlflow)
-            points = [{"key": "loss", "value": step, "timestamp": 1, "step": step} for step in range(5)]
-            await mlflow.call("POST", "runs/log-batch", run_id=run_id, metrics=points)
-            ended = int((time.time() - 400 * 86_400) * 1000)
-            await mlflow.call("POST", "runs/update", run_id=run_id, status="FINISHED", end_time=ended)
-            report = (await http.post(f"{STORAGE}/collections", json={})).json()["report"]
-            assert (report["archived_runs"], report["archived_points"], report["not_archived"]) == (1, 5, None)
-            again = (await http.post(f"{STORAGE}/collections", json={})).json()["report"]
-            assert again["archived_runs"] == 0
-            path = archive_path(run_id)
-            assert stack.services.artifacts.has(path)
-            for response in (
-                await _put(http, path, b"somebody's own"),
-                await http.delete(f"{FILES}/{path}"),
-                await http.delete(f"{FILES}/{ARCHIVED_METRICS}"),
-            ):
-                expect_error(response, 403, "PERMISSION_DENIED", "only the platform writes and removes there")
-            found = await mlflow.call(
-                "POST", "runs/search", experiment_ids=[experiment], filter="metrics.loss > 3", order_by=["metrics.loss"]
-            )
-            assert [run["info"]["run_id"] for run in found["runs"]] == [run_id]
-            history = await mlflow.call("GET", "metrics/get-history", run_id=run_id, metric_key="loss")
-            assert [row["value"] for row in history["metrics"]] == [0, 1, 2, 3, 4]
+    async with _alone(databases, tmp_path) as (stack, http):
+        mlflow = MLflow(http)
+        experiment, run_id, _folder = await _run(mlflow)
+        points = [{"key": "loss", "value": step, "timestamp": 1, "step": step} for step in range(5)]
+        await mlflow.call("POST", "runs/log-batch", run_id=run_id, metrics=points)
+        ended = int((time.time() - 400 * 86_400) * 1000)
+        await mlflow.call("POST", "runs/update", run_id=run_id, status="FINISHED", end_time=ended)
+        report = (await http.post(f"{STORAGE}/collections", json={})).json()["report"]
+        assert (report["archived_runs"], report["archived_points"], report["not_archived"]) == (1, 5, None)
+        again = (await http.post(f"{STORAGE}/collections", json={})).json()["report"]
+        assert again["archived_runs"] == 0
+        path = archive_path(run_id)
+        assert stack.services.artifacts.has(path)
+        for response in (
+            await _put(http, path, b"somebody's own"),
+            await http.delete(f"{FILES}/{path}"),
+            await http.delete(f"{FILES}/{ARCHIVED_METRICS}"),
+        ):
+            expect_error(response, 403, "PERMISSION_DENIED", "only the platform writes and removes there")
+        found = await mlflow.call(
+            "POST", "runs/search", experiment_ids=[experiment], filter="metrics.loss > 3", order_by=["metrics.loss"]
+        )
+        assert [run["info"]["run_id"] for run in found["runs"]] == [run_id]
+        history = await mlflow.call("GET", "metrics/get-history", run_id=run_id, metric_key="loss")
+        assert [row["value"] for row in history["metrics"]] == [0, 1, 2, 3, 4]
 
 
 async def test_a_collection_that_is_cut_short_is_over(databases: Databases, tmp_path: Path) -> None:
-    async with open_stack(databases, tmp_path) as stack:
-        transport = httpx.ASGITransport(app=stack.app, client=("127.0.0.1", 1))
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
-            objects = stack.services.artifacts.objects
-            objects.write(CONDEMNED_KEY, b"?")
-            expect_error(await http.post(f"{STORAGE}/collections", json={}), 409, "INVALID_STATE", "damaged")
-            objects.delete(CONDEMNED_KEY)
-            async with stack.engine.begin() as connection:  # of a process that was killed
-                await connection.execute(insert(artifact_collection).values(dry_run=False))
-            assert (await http.post(f"{STORAGE}/collections", json={})).json()["report"] is not None
-            found = (await http.get(f"{STORAGE}/collections")).json()
-            assert [each["report"] is not None for each in found] == [True, False, False]
-            assert all(each["finished_at"] is not None for each in found)
+    async with _alone(databases, tmp_path) as (stack, http):
+        objects = stack.services.artifacts.objects
+        objects.write(CONDEMNED_KEY, b"?")
+        expect_error(await http.post(f"{STORAGE}/collections", json={}), 409, "INVALID_STATE", "damaged")
+        objects.delete(CONDEMNED_KEY)
+        async with stack.engine.begin() as connection:  # of a process that was killed
+            await connection.execute(insert(artifact_collection).values(dry_run=False))
+        assert (await http.post(f"{STORAGE}/collections", json={})).json()["report"] is not None
+        found = (await http.get(f"{STORAGE}/collections")).json()
+        assert [each["report"] is not None for each in found] == [True, False, False]
+        assert all(each["finished_at"] is not None for each in found)
 
 
 async def test_a_collection_ends_when_it_may_not_be_the_only_one_any_more(

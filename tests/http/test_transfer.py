@@ -50,9 +50,9 @@ class Watched(Client):
         self.sent_bytes += len(body)
         super().put_bytes(path, body, sha256)
 
-    def post(self, path: str, body: Any, *, idempotency_key: str | None = None) -> Any:
+    def post(self, path: str, body: Any, *, idempotency_key: str | None = None, by: str | None = None) -> Any:
         self.asked += path.endswith("/missing")
-        return super().post(path, body, idempotency_key=idempotency_key)
+        return super().post(path, body, idempotency_key=idempotency_key, by=by)
 
     def put(self, path: str, body: Any) -> Any:
         self.before(path)
