@@ -13,7 +13,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import namedtuple_row
 from sqlalchemy import Engine, ExceptionContext, create_engine, event, make_url, text
 from sqlalchemy.dialects.postgresql.psycopg import dialect
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -152,6 +152,7 @@ class HeldConnection:
 
         Raises:
             OperationalError, InterfaceError: Postgres is away; whether the statement took effect is unknown.
+            IntegrityError: it would break a constraint.
             psycopg.Error: Postgres refuses it for its own sake.
         """
         try:
@@ -163,6 +164,9 @@ class HeldConnection:
         except (TimeoutError, psycopg.OperationalError, psycopg.InterfaceError) as error:
             await self.close()
             raise OperationalError(statement, None, error) from error
+        except psycopg.IntegrityError as error:
+            await self.close()
+            raise IntegrityError(statement, None, error) from error
         except psycopg.Error as error:
             await self.close()
             if error.sqlstate == READ_ONLY:

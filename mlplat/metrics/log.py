@@ -21,7 +21,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.types import BigInteger, Text
 
-from mlplat.db.engine import CONNECTION_ERRORS, vital_transaction
+from mlplat.db.engine import ANSWER_TIMEOUT_S, HeldConnection, vital_transaction
 from mlplat.db.lease import Lease
 from mlplat.db.tables import metric_flush, metric_log, run
 from mlplat.errors import InvalidInput, NotFound, PlatformError
@@ -48,7 +48,8 @@ class MetricLog:
         self._engine = engine
         self._shard = shard
         self._slots = [f"{shard}/{number}" for number in range(SLOTS)]
-        self._writer: AsyncConnection | None = None
+        # All appends, each a transaction by itself: no checkout, no BEGIN, no ping.
+        self._writer = HeldConnection(engine, ANSWER_TIMEOUT_S)
 
     async def prepare(self) -> None:
         """Creates the shard's partitions where they are missing."""
@@ -85,15 +86,11 @@ class MetricLog:
         Raises:
             Fenced: the shard's lease has another epoch; nothing was written.
         """
-        connection = await self._connection()
-        try:
-            written = (await connection.execute(_APPEND, self._append_values(held, group, run_ids))).first()
-            if written is None:
+        written = await self._writer.execute(_APPEND, self._append_values(held, group, run_ids))
+        if not written:
+            async with self._engine.connect() as connection:
                 await held.check(connection)
-        except CONNECTION_ERRORS:
-            await self.disconnect()
-            raise
-        return written is not None
+        return bool(written)
 
     async def append_with(
         self, held: Lease, group: Group, update: Callable[[AsyncConnection], Awaitable[object]]
@@ -179,17 +176,7 @@ class MetricLog:
 
     async def disconnect(self) -> None:
         """Closes the writer's connection; the next append opens another."""
-        connection, self._writer = self._writer, None
-        if connection is not None:
-            await connection.invalidate()
-            await connection.close()
-
-    async def _connection(self) -> AsyncConnection:
-        """One connection for all appends, each a transaction by itself: no checkout, no BEGIN, no ping."""
-        if self._writer is None:
-            connection = await self._engine.connect()
-            self._writer = await connection.execution_options(isolation_level="AUTOCOMMIT")
-        return self._writer
+        await self._writer.close()
 
     def _append_values(self, held: Lease, group: Group, run_ids: Sequence[str]) -> dict[str, object]:
         return {
@@ -215,17 +202,15 @@ def _partition(slot: str) -> str:
 
 
 # The fence pins the lease row until the commit: a plain `exists` leaks writes of the old epoch.
-_APPEND = text(
-    """
+_APPEND = """
     WITH fence AS MATERIALIZED (
-        SELECT 1 FROM lease WHERE name = :lease AND epoch = :epoch FOR SHARE
+        SELECT 1 FROM lease WHERE name = %(lease)s AND epoch = %(epoch)s FOR SHARE
     ), writable AS MATERIALIZED (
         SELECT count(*) AS runs FROM run
-        WHERE run_id = ANY(CAST(:run_ids AS text[])) AND (NOT deleted OR importing)
+        WHERE run_id = ANY(%(run_ids)s::text[]) AND (NOT deleted OR importing)
     )
     INSERT INTO metric_log (slot, seq, points, body)
-    SELECT CAST(:slot AS text), CAST(:seq AS bigint), CAST(:points AS integer), CAST(:body AS bytea)
-    FROM fence, writable WHERE writable.runs = :runs
+    SELECT %(slot)s::text, %(seq)s::bigint, %(points)s::integer, %(body)s::bytea
+    FROM fence, writable WHERE writable.runs = %(runs)s
     RETURNING seq
-    """
-)
+"""
