@@ -50,11 +50,12 @@ def show(name: Name, version: _Version) -> None:
             if text:
                 console.print(f"  {label:7} {text}", markup=False)
     if found["data"]:
-        table = plain_table("dataset", "digest", "rows", "context", "source")
+        table = plain_table("dataset", "digest", "rows", "context", "source", "feature views")
         for use in found["data"]:
             source = use["source"] if isinstance(use["source"], str) else json.dumps(use["source"])
             rows = "" if use["rows"] is None else str(use["rows"])
-            table.add_row(use["name"], use["digest"], rows, use["context"] or "", source[:80])
+            views = ", ".join(use["feature_views"])
+            table.add_row(use["name"], use["digest"], rows, use["context"] or "", source[:80], views)
         console.print(table)
     for parent in found["parents"]:
         console.print(f"  comes from model {parent}", markup=False)
@@ -63,7 +64,11 @@ def show(name: Name, version: _Version) -> None:
 @lineage.command("graph")
 def graph(
     node: Annotated[
-        str, typer.Argument(help="model-version:NAME/3, run:ID, dataset:NAME@DIGEST, logged-model:ID or step:RUN/STEP.")
+        str,
+        typer.Argument(
+            help="model-version:NAME/3, run:ID, dataset:NAME@DIGEST, feature-view:NAME, logged-model:ID "
+            "or step:RUN/STEP."
+        ),
     ],
     direction: Annotated[Direction, typer.Option(help="What it comes from, or what came of it.")] = Direction.UPSTREAM,
     depth: Annotated[int, typer.Option(min=1, max=1_000)] = 1_000,

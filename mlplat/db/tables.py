@@ -173,6 +173,8 @@ run_input = Table(
     # Inputs are answered in the order in which they were logged.
     Column("position", BigInteger, Identity(), nullable=False),
     Index(None, "dataset_id"),
+    # By its keys: the runs that read data through a feature view.
+    Index(None, "tags", postgresql_using="gin"),
 )
 
 logged_model = Table(

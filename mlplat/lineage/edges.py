@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import CompoundSelect, Select, select, tuple_, union_all
+from sqlalchemy import CompoundSelect, Select, func, select, true, tuple_, union_all
+from sqlalchemy.dialects.postgresql import array
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mlplat.db.tables import (
@@ -19,7 +20,7 @@ from mlplat.db.tables import (
 )
 from mlplat.lineage.model import Direction, Edge, Kind, Node, parse_node
 from mlplat.lineage.pipelines import Pipelines
-from mlplat.tracking.inputs import INPUT, OUTPUT
+from mlplat.tracking.inputs import FEATURE_VIEW_TAG, INPUT, OUTPUT
 from mlplat.tracking.model import PARENT_RUN_TAG
 
 _Ids = Sequence[str]
@@ -40,6 +41,7 @@ class Edges:
             (Kind.MODEL_VERSION, Direction.UPSTREAM): self._into_versions,
             (Kind.MODEL_VERSION, Direction.DOWNSTREAM): self._out_of_versions,
             (Kind.DATASET, Direction.DOWNSTREAM): self._out_of_datasets,
+            (Kind.FEATURE_VIEW, Direction.DOWNSTREAM): self._out_of_feature_views,
             (Kind.STEP, Direction.UPSTREAM): self._pipelines.into_steps,
             (Kind.STEP, Direction.DOWNSTREAM): self._pipelines.out_of_steps,
         }
@@ -65,6 +67,7 @@ class Edges:
 
     async def _into_runs(self, ids: _Ids) -> list[Edge]:
         datasets = select(dataset.c.name, dataset.c.digest, run_input.c.run_id).join(run_input)
+        views = _feature_views().where(run_input.c.run_id.in_(ids))
         models = select(run_model.c.model_id, run_model.c.run_id).where(run_model.c.direction == INPUT)
         parents = select(run_tag.c.value, run_tag.c.run_id).where(run_tag.c.key == PARENT_RUN_TAG)
         return [
@@ -72,6 +75,7 @@ class Edges:
                 Edge(dataset_node(name, digest), _run(run_id))
                 for name, digest, run_id in await self._rows(datasets.where(run_input.c.run_id.in_(ids)))
             ),
+            *(Edge(_feature_view(tag), _run(run_id)) for tag, run_id in await self._rows(views)),
             *(
                 Edge(_logged_model(model_id), _run(run_id))
                 for model_id, run_id in await self._rows(models.where(run_model.c.run_id.in_(ids)))
@@ -150,6 +154,11 @@ class Edges:
         rows = await self._rows(query.where(tuple_(dataset.c.name, dataset.c.digest).in_(keys)))
         return [Edge(dataset_node(name, digest), _run(run_id)) for name, digest, run_id in rows]
 
+    async def _out_of_feature_views(self, ids: _Ids) -> list[Edge]:
+        tags = [FEATURE_VIEW_TAG + found for found in ids]
+        query = _feature_views().where(run_input.c.tags.has_any(array(tags)))
+        return [Edge(_feature_view(tag), _run(run_id)) for tag, run_id in await self._rows(query) if tag in tags]
+
     async def _made(self, among: Callable[[Any], Any], *, by_model: bool) -> list[tuple[str, str]]:
         """Runs and the logged models that they made."""
         sourced = select(logged_model.c.source_run_id, logged_model.c.model_id)
@@ -190,6 +199,17 @@ def version_node(name: str, version: int) -> Node:
 
 def _run(run_id: str) -> Node:
     return Node(Kind.RUN, run_id)
+
+
+def _feature_view(tag: str) -> Node:
+    return Node(Kind.FEATURE_VIEW, tag.removeprefix(FEATURE_VIEW_TAG))
+
+
+def _feature_views() -> Select[Any]:
+    """The tags that name feature views, and the runs that read data through them."""
+    tags = func.jsonb_object_keys(run_input.c.tags).table_valued("tag").render_derived()
+    named = tags.c.tag.startswith(FEATURE_VIEW_TAG) & (tags.c.tag != FEATURE_VIEW_TAG)
+    return select(tags.c.tag, run_input.c.run_id).join_from(run_input, tags, true()).where(named)
 
 
 def _logged_model(model_id: str) -> Node:

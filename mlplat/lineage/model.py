@@ -16,11 +16,12 @@ MAX_NODE_LENGTH = 1_100
 class Kind(StrEnum):
     """What a node is.
 
-    DATASET: ``name@digest``. RUN: a run's id. LOGGED_MODEL: its id. MODEL_VERSION: ``name/version``. STEP: a step of a
-    pipeline run, ``pipeline_run_id/step``.
+    DATASET: ``name@digest``. FEATURE_VIEW: its name. RUN: a run's id. LOGGED_MODEL: its id. MODEL_VERSION:
+    ``name/version``. STEP: a step of a pipeline run, ``pipeline_run_id/step``.
     """
 
     DATASET = "dataset"
+    FEATURE_VIEW = "feature-view"
     RUN = "run"
     LOGGED_MODEL = "logged-model"
     MODEL_VERSION = "model-version"
@@ -60,6 +61,7 @@ class Node:
 
 _FORMS = {
     Kind.DATASET: "dataset:NAME@DIGEST",
+    Kind.FEATURE_VIEW: "feature-view:NAME",
     Kind.RUN: "run:ID",
     Kind.LOGGED_MODEL: "logged-model:ID",
     Kind.MODEL_VERSION: "model-version:NAME/VERSION",

@@ -117,6 +117,10 @@ def _dataset(use: DataUse, facet: _Facets) -> Json:
             name=use.source_type, uri=_uri(use.source),
         ),
     }  # fmt: skip
+    if use.feature_views:
+        facets["mlplat_featureViews"] = facet(
+            "2-0-2/OpenLineage.json#/$defs/DatasetFacet", featureViews=use.feature_views
+        )
     if fields:
         facets["schema"] = facet("facets/1-1-1/SchemaDatasetFacet.json#/$defs/SchemaDatasetFacet", fields=fields)
     found: Json = {"namespace": use.source_type or NAMESPACE, "name": use.name, "facets": facets}

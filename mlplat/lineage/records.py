@@ -36,7 +36,8 @@ _PACKAGES = "packages."
 
 
 class DataUse(msgspec.Struct, frozen=True):
-    """A dataset that a run read. ``rows`` is None where nobody said; ``schema`` is JSON, or text that is none."""
+    """A dataset that a run read. ``rows`` is None where nobody said; ``schema`` is JSON, or text that is none;
+    ``feature_views`` are those of a feature store that it was read through."""
 
     name: str
     digest: str
@@ -45,6 +46,7 @@ class DataUse(msgspec.Struct, frozen=True):
     schema: Any
     rows: int | None
     context: str | None
+    feature_views: list[str] = []
 
 
 class CodeFacts(msgspec.Struct, frozen=True):
@@ -170,7 +172,7 @@ def _use(found: DatasetInput) -> DataUse:
     profile = _json(data.profile)
     return DataUse(
         data.name, data.digest, data.source_type, _json(data.source), _json(schema), _rows(profile),
-        found.tags.get(DATASET_CONTEXT_TAG),
+        found.tags.get(DATASET_CONTEXT_TAG), found.feature_views,
     )  # fmt: skip
 
 

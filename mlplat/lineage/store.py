@@ -42,7 +42,7 @@ class Provenance(msgspec.Struct, frozen=True):
     Args:
         run: the run that it was made by, None if it names none, or one that nobody knows.
         runs: that run and all others upstream, the nearest first, at most ``MAX_RUNS``.
-        data: the datasets of all of them, each once.
+        data: the datasets of all of them, each once, with the feature views of every use.
         parents: the model versions upstream.
         pipelines: the pipeline runs upstream.
         graph: all nodes with their distance, and the edges.
@@ -93,7 +93,12 @@ class LineageStore:
         records = await self._records.load(run_ids)
         runs = list(records.values())
         own = [node.id for node, distance in graph.nodes.items() if node.kind is Kind.RUN and distance == 1]
-        data = {(use.name, use.digest): use for run in reversed(runs) for use in run.data}
+        data: dict[tuple[str, str], DataUse] = {}
+        for run in reversed(runs):
+            for use in run.data:
+                known = data.get((use.name, use.digest), use)
+                views = sorted({*known.feature_views, *use.feature_views})
+                data[use.name, use.digest] = msgspec.structs.replace(use, feature_views=views)
         return Provenance(
             found,
             next((records[run_id] for run_id in own if run_id in records), None),

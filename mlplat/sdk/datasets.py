@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from mlplat.sdk.capture.redact import strip_credentials
 from mlplat.sdk.media import as_table
 
 CONTEXT_TAG = "mlflow.data.context"
+FEATURE_VIEW_TAG = "mlplat.featureView."
+MAX_FEATURE_VIEW = 200
 MAX_NAME = 500
 MAX_CONTEXT = 500
 MAX_SCHEMA = 1_000_000
@@ -70,16 +72,22 @@ def describe(data: Any, name: str | None = None, source: str | None = None) -> D
     return Dataset(name, facts.digest, source_type, json.dumps(source_fields), schema, json.dumps(facts.profile))
 
 
-def log_inputs_request(run_id: str, dataset: Dataset, context: str) -> dict[str, Any]:
+def log_inputs_request(
+    run_id: str, dataset: Dataset, context: str, feature_views: Sequence[str] = ()
+) -> dict[str, Any]:
     """The body of ``runs/log-inputs``.
 
     Raises:
-        InvalidInput: the context is too long.
+        InvalidInput: the context is too long, or the name of a feature view is, or is empty.
     """
+    for view in feature_views:
+        if not 1 <= len(view) <= MAX_FEATURE_VIEW:
+            raise InvalidInput(f"a feature view's name has 1 to {MAX_FEATURE_VIEW} characters, this has {len(view)}")
     if len(context) > MAX_CONTEXT:
         raise InvalidInput(f"a dataset's context has at most {MAX_CONTEXT} characters, this has {len(context)}")
     fields = {key: value for key, value in vars(dataset).items() if value is not None}
     tags = [{"key": CONTEXT_TAG, "value": context}] if context else []
+    tags += [{"key": FEATURE_VIEW_TAG + view, "value": ""} for view in dict.fromkeys(feature_views)]
     return {"run_id": run_id, "datasets": [{"tags": tags, "dataset": fields}]}
 
 

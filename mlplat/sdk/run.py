@@ -214,7 +214,12 @@ class Run:
         return path
 
     def log_dataset(
-        self, data: Any, name: str | None = None, context: str = "training", source: str | None = None
+        self,
+        data: Any,
+        name: str | None = None,
+        context: str = "training",
+        source: str | None = None,
+        feature_views: Sequence[str] = (),
     ) -> str:
         """Says that the run uses a dataset, and returns the dataset's digest. The data itself stays where it is.
 
@@ -224,13 +229,15 @@ class Run:
             name: the dataset's name; by default the file's, else ``dataset``.
             context: what for: ``training``, ``evaluation`` …
             source: where it comes from, as a URL or path; by default the file, else this code.
+            feature_views: the names of the views of a feature store that it was read through.
 
         Raises:
             InvalidInput: no such data, or a name or context that is too long.
             NotFound: no such file.
         """
         dataset = datasets.describe(data, name, source)
-        self._call("dataset", "runs/log-inputs", datasets.log_inputs_request(self.run_id, dataset, context))
+        request = datasets.log_inputs_request(self.run_id, dataset, context, feature_views)
+        self._call("dataset", "runs/log-inputs", request)
         return dataset.digest
 
     def read_dataset(
@@ -239,6 +246,7 @@ class Run:
         name: str | None = None,
         context: str = "training",
         columns: Sequence[str] | None = None,
+        feature_views: Sequence[str] = (),
     ) -> pd.DataFrame:
         """Reads a table, and says that the run uses it; see ``log_dataset``.
 
@@ -251,7 +259,7 @@ class Run:
             NotFound: no such file.
         """
         table = read_table(str(location), columns)
-        self.log_dataset(str(location), name, context)
+        self.log_dataset(str(location), name, context, feature_views=feature_views)
         frame: pd.DataFrame = table.to_pandas()
         return frame
 

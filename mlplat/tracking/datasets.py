@@ -1,8 +1,8 @@
 """Datasets in Postgres, and what goes into runs and comes out of them.
 
 Contract: a dataset is identified by experiment, name and digest; whoever logs it first decides its
-source, schema and profile. A run has one link to a dataset or model, however often it is logged. One
-call is one transaction, and repeating it is harmless.
+source, schema and profile. A run has one link to a dataset or model, however often it is logged; later
+tags of such a link are added, and change none. One call is one transaction, and repeating it is harmless.
 """
 
 from __future__ import annotations
@@ -133,7 +133,10 @@ async def _link_datasets(
     links = [
         {"run_id": run_id, "dataset_id": ids[one.dataset.name, one.dataset.digest], "tags": one.tags} for one in inputs
     ]
-    await connection.execute(upsert(run_input).values(links).on_conflict_do_nothing())
+    linking = upsert(run_input).values(links)
+    added = linking.excluded.tags.op("||")(run_input.c.tags)
+    same = ["run_id", "dataset_id"]
+    await connection.execute(linking.on_conflict_do_update(index_elements=same, set_={"tags": added}))
 
 
 async def _link_models(

@@ -9,6 +9,8 @@ from mlplat.errors import InvalidInput
 
 #: The input tag that says what a dataset was used for, such as ``train``.
 DATASET_CONTEXT_TAG = "mlflow.data.context"
+#: With the name of a view of a feature store behind it: an input tag that says the dataset was read through that view.
+FEATURE_VIEW_TAG = "mlplat.featureView."
 
 #: The directions of a link between a run and a logged model.
 INPUT = "input"
@@ -42,6 +44,12 @@ class DatasetInput:
 
     dataset: Dataset
     tags: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def feature_views(self) -> list[str]:
+        """The feature views that the dataset was read through, by name."""
+        names = (key.removeprefix(FEATURE_VIEW_TAG) for key in self.tags if key.startswith(FEATURE_VIEW_TAG))
+        return sorted(filter(None, names))
 
 
 @dataclass(frozen=True)

@@ -45,13 +45,14 @@ class Family:
         await self.world.runs.log(run_id, {}, tags)
         return run_id
 
-    async def reads(self, run_id: str, name: str, digest: str) -> Node:
-        """The run reads a dataset of 42 rows."""
+    async def reads(self, run_id: str, name: str, digest: str, *feature_views: str) -> Node:
+        """The run reads a dataset of 42 rows, through feature views."""
         data = Dataset(
             name, digest, "local", json.dumps({"uri": f"/data/{name}"}),
             json.dumps({"mlflow_colspec": [{"name": "x", "type": "double"}]}), json.dumps({"num_rows": 42}),
         )  # fmt: skip
-        await self.datasets.log_inputs(run_id, [DatasetInput(data, {"mlflow.data.context": "training"})], [])
+        tags = {"mlflow.data.context": "training"} | {f"mlplat.featureView.{view}": "" for view in feature_views}
+        await self.datasets.log_inputs(run_id, [DatasetInput(data, tags)], [])
         return Node(Kind.DATASET, f"{name}@{digest}")
 
     async def makes(self, run_id: str) -> str:
@@ -131,6 +132,33 @@ async def test_a_version_comes_from_its_run_and_the_data_that_it_read(family: Fa
         "digits", "1f", 42, "training", {"uri": "/data/digits"},
     )  # fmt: skip
     assert use.schema["mlflow_colspec"][0]["name"] == "x"
+
+
+async def test_feature_views_are_told_in_both_directions(family: Family) -> None:
+    first, second = await family.run(), await family.run()
+    digest = unique("digest")
+    await family.reads(first, "trips", digest, "driver_stats", "weather:v2", "")
+    await family.reads(second, "trips", digest, "%", "_")
+    versions = [await family.version(run_id=run_id) for run_id in (first, second)]
+    stats, weather = node(Kind.FEATURE_VIEW, "driver_stats"), node(Kind.FEATURE_VIEW, "weather:v2")
+    assert {stats, weather} == set((await family.up(versions[0])).of_kind(Kind.FEATURE_VIEW))
+    assert versions[0] in (await family.down(stats)).nodes
+    assert versions[1] not in (await family.down(stats)).nodes
+    assert versions[0] not in (await family.down(node(Kind.FEATURE_VIEW, "%"))).nodes
+    assert (await family.provenance(versions[0])).data[0].feature_views == ["driver_stats", "weather:v2"]
+    third = await family.version(f"models:/{versions[1].id}", run_id=first)
+    assert (await family.provenance(third)).data[0].feature_views == ["%", "_", "driver_stats", "weather:v2"]
+    await family.purge(first)
+    assert versions[0] in (await family.down(weather)).nodes
+    assert (await family.provenance(versions[0])).data[0].feature_views == ["driver_stats", "weather:v2"]
+
+
+async def test_feature_views_of_a_dataset_that_the_run_has_read_already_are_added(family: Family) -> None:
+    run_id, digest = await family.run(), unique("digest")
+    await family.reads(run_id, "trips", digest)
+    await family.reads(run_id, "trips", digest, "driver_stats")
+    version = await family.version(run_id=run_id)
+    assert (await family.provenance(version)).data[0].feature_views == ["driver_stats"]
 
 
 async def test_the_way_leads_through_logged_models_and_earlier_versions(family: Family) -> None:

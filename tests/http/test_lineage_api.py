@@ -22,6 +22,7 @@ from mlflow import MlflowClient
 from mlflow.tracking.context.registry import resolve_tags
 from typer.testing import CliRunner
 
+import mlplat
 from mlplat.artifacts.store import ArtifactStore
 from mlplat.cli import app
 from mlplat.sdk.checkpoints import Checkpoints
@@ -38,7 +39,7 @@ def trained(server_url: str, mlflow_client: MlflowClient) -> dict[str, str]:
     name = unique("model")
     data = mlflow_data.from_pandas(pd.DataFrame({"x": [1.0, 2.0], "<b>": [3, 4]}), source="/data/d.csv", name="digits")
     with mlflow.start_run() as run:
-        mlflow.log_input(data, context="training")
+        mlflow.log_input(data, context="training", tags={"mlplat.featureView.driver_stats": ""})
         mlflow.log_param("rate", "</script><b>1")
         mlflow.log_metric("accuracy", 0.9)
     mlflow_client.create_registered_model(name)
@@ -80,7 +81,8 @@ def test_a_version_tells_what_it_comes_from(server_url: str, trained: dict[str, 
     used = client.get("/api/v1/lineage/datasets", digest=trained["digest"], name="digits")
     assert f"{name}/1" in used["model_versions"]
     both = client.get("/api/v1/lineage/graph", node=f"run:{trained['run_id']}", direction="both")
-    assert {node["kind"] for node in both["nodes"]} == {"run", "dataset", "model-version"}
+    assert {node["kind"] for node in both["nodes"]} == {"run", "dataset", "feature-view", "model-version"}
+    assert found["data"][0]["feature_views"] == ["driver_stats"]
     assert both["nodes"][0] == {"node": f"run:{trained['run_id']}", "kind": "run", "distance": 0}
     near = client.get("/api/v1/lineage/graph", node=f"model-version:{name}/1", depth=1)
     assert (len(near["nodes"]), near["truncated"]) == (2, True)
@@ -95,6 +97,7 @@ def test_the_events_follow_openlineage(server_url: str, trained: dict[str, str])
     assert (data["name"], data["facets"]["version"]["datasetVersion"]) == ("digits", trained["digest"])
     assert [field["name"] for field in data["facets"]["schema"]["fields"]] == ["x", "<b>"]
     assert data["inputFacets"]["inputStatistics"]["rowCount"] == 2
+    assert data["facets"]["mlplat_featureViews"]["featureViews"] == ["driver_stats"]
     [model] = event["outputs"]
     assert (model["name"], model["facets"]["version"]["datasetVersion"]) == (trained["name"], "1")
     for facets in (event["run"]["facets"], event["job"]["facets"], data["facets"], model["facets"]):
@@ -114,6 +117,7 @@ def test_the_audit_file_is_for_people_and_for_programs(server_url: str, trained:
     assert "</script><b>1" in parser.text
     assert "<b>1" not in page
     assert page.count("<script") == 1
+    assert '["driver_stats"]' in parser.text
     assert [change["subject"] for change in document["history"]] == ["alias", "stage", "model"]
     assert document["openlineage"][0]["outputs"][0]["name"] == trained["name"]
     alone = client.get(url, format="json")
@@ -154,11 +158,14 @@ async def test_what_the_documentation_shows_works(
 ) -> None:
     name = unique("digits")
     text = (ROOT / "docs" / "lineage.md").read_text().replace("digits", name)
+    [snippet] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     commands = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
     client, shown = Client(server_url), {}
     monkeypatch.chdir(tmp_path)
 
     def use() -> None:
+        with mlplat.start_run(experiment=unique("lineage")) as run:
+            exec(snippet, {"run": run, "frame": pd.DataFrame({"distance": [1.5]})})
         digest = uuid.uuid4().hex
         experiment = client.post("/api/2.0/mlflow/experiments/create", {"name": unique("lineage")})["experiment_id"]
         made = client.post("/api/2.0/mlflow/runs/create", {"experiment_id": experiment})
@@ -192,5 +199,6 @@ async def test_what_the_documentation_shows_works(
     assert f"dataset:{name}@" in outputs[1]
     assert outputs[2] == f"{name}/1\n"
     assert f"model-version:{name}/1" in outputs[3]
+    assert "run:" in shown["mlplat lineage graph feature-view:driver_stats --direction downstream"]
     assert f"<h1>{name}, version 1" in (tmp_path / "audit.html").read_text()
     assert all(json.loads(line)["eventType"] for line in (tmp_path / "events.jsonl").read_text().splitlines())

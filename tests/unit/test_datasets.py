@@ -177,6 +177,9 @@ def test_names_and_contexts_are_bounded() -> None:
             describe(FRAME, name=name)
     with pytest.raises(InvalidInput, match="context"):
         log_inputs_request("r", describe(FRAME), "x" * 501)
+    for view in ("", "x" * 201):
+        with pytest.raises(InvalidInput, match="feature view"):
+            log_inputs_request("r", describe(FRAME), "training", ["driver_stats", view])
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def router(services: Services) -> APIRouter:
             str,
             Query(
                 max_length=MAX_NODE_LENGTH,
-                description="Such as `model-version:digits/3`, `run:ID`, `dataset:NAME@DIGEST`.",
+                description="Such as `model-version:digits/3`, `run:ID`, `dataset:NAME@DIGEST`, `feature-view:NAME`.",
             ),
         ],
         direction: Ways = Ways.UPSTREAM,
