@@ -17,6 +17,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    literal_column,
     text,
 )
 from sqlalchemy.dialects.postgresql import DOUBLE_PRECISION, JSON, JSONB
@@ -148,6 +149,11 @@ run_tag = Table(
 
 # -- datasets and logged models ----------------------------------------------------------------
 
+#: The run whose file a dataset is, by its source ``mlplat://RUN/PATH``; empty for one from elsewhere. No id is longer,
+#: and an index takes no text of any length.
+DATASET_RUN = literal_column("left(split_part(split_part(source, 'mlplat://', 2), '/', 1), 64)", Text)
+IS_OF_RUN = text(f"{DATASET_RUN} <> ''")
+
 dataset = Table(
     "dataset",
     metadata,
@@ -161,8 +167,8 @@ dataset = Table(
     Column("profile", Text, nullable=True),
     UniqueConstraint("experiment_id", "name", "digest"),
     Index(None, "digest", "name"),
+    Index("ix_dataset_run", text(str(DATASET_RUN)), postgresql_where=IS_OF_RUN),
 )
-
 run_input = Table(
     "run_input",
     metadata,

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import CompoundSelect, Select, func, select, true, tuple_, union_all
+from sqlalchemy import ColumnElement, CompoundSelect, Select, func, select, true, tuple_, union_all
 from sqlalchemy.dialects.postgresql import array
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mlplat.db.tables import (
+    DATASET_RUN,
+    IS_OF_RUN,
     dataset,
     lineage_edge,
     logged_model,
@@ -40,6 +42,7 @@ class Edges:
             (Kind.LOGGED_MODEL, Direction.DOWNSTREAM): self._out_of_logged_models,
             (Kind.MODEL_VERSION, Direction.UPSTREAM): self._into_versions,
             (Kind.MODEL_VERSION, Direction.DOWNSTREAM): self._out_of_versions,
+            (Kind.DATASET, Direction.UPSTREAM): self._into_datasets,
             (Kind.DATASET, Direction.DOWNSTREAM): self._out_of_datasets,
             (Kind.FEATURE_VIEW, Direction.DOWNSTREAM): self._out_of_feature_views,
             (Kind.STEP, Direction.UPSTREAM): self._pipelines.into_steps,
@@ -98,6 +101,7 @@ class Edges:
                 Edge(_run(run_id), version_node(name, version))
                 for name, version, run_id in await self._rows(_versions_of_runs(ids))
             ),
+            *await self._read_of_artifacts(DATASET_RUN.in_(ids)),
             *(
                 Edge(_run(parent), _run(run_id))
                 for parent, run_id in await self._rows(children.where(run_tag.c.value.in_(ids)))
@@ -147,6 +151,15 @@ class Edges:
             Edge(Node(Kind.MODEL_VERSION, source.removeprefix(_MODELS)), version_node(name, version))
             for name, version, source in await self._rows(_versions_of(ids))
         ]
+
+    async def _into_datasets(self, ids: _Ids) -> list[Edge]:
+        keys = [Node(Kind.DATASET, found).parts for found in ids]
+        return await self._read_of_artifacts(tuple_(dataset.c.name, dataset.c.digest).in_(keys))
+
+    async def _read_of_artifacts(self, which: ColumnElement[bool]) -> list[Edge]:
+        """Datasets that are files of runs, and these runs."""
+        query = select(DATASET_RUN, dataset.c.name, dataset.c.digest).where(IS_OF_RUN, which)
+        return [Edge(_run(run_id), dataset_node(name, digest)) for run_id, name, digest in await self._rows(query)]
 
     async def _out_of_datasets(self, ids: _Ids) -> list[Edge]:
         keys = [Node(Kind.DATASET, found).parts for found in ids]

@@ -22,13 +22,14 @@ from mlplat.sdk.client import API, Client, client_for
 from mlplat.sdk.files import RunFiles
 from mlplat.sdk.outbox import Outbox
 from mlplat.sdk.process import Mode, outbox_for, status_after, this_process
-from mlplat.sdk.reading import read_table
+from mlplat.sdk.reading import read_ray, read_table
 from mlplat.sdk.records import Call
 from mlplat.sdk.values import metric_values, param_texts, step_number, tag_texts
 from mlplat.sdk.writer import Points
 
 if TYPE_CHECKING:
     import pandas as pd  # it takes half a second, which most runs need not spend
+    from ray.data import Dataset
 
 MAX_PAIRS = 100
 FLUSH_TIMEOUT_S = 120.0
@@ -262,6 +263,24 @@ class Run:
         self.log_dataset(str(location), name, context, feature_views=feature_views)
         frame: pd.DataFrame = table.to_pandas()
         return frame
+
+    def read_ray_dataset(
+        self,
+        location: str | Path,
+        name: str | None = None,
+        context: str = "training",
+        columns: Sequence[str] | None = None,
+        feature_views: Sequence[str] = (),
+    ) -> Dataset:
+        """As ``read_dataset``, as a Ray Dataset: Parquet, CSV or JSON lines, which the cluster reads when it is used.
+
+        Raises:
+            InvalidInput: no such table, or a name or context that is too long.
+            NotFound: no such file.
+        """
+        found = read_ray(str(location), columns)
+        self.log_dataset(str(location), name, context, feature_views=feature_views)
+        return found
 
     def record(self, recorder: Recorder, fixed_tags: frozenset[str] = frozenset()) -> None:
         """Lets a recorder follow the run until it is finished; of several in one process, only the first does.

@@ -153,6 +153,25 @@ async def test_feature_views_are_told_in_both_directions(family: Family) -> None
     assert (await family.provenance(versions[0])).data[0].feature_views == ["driver_stats", "weather:v2"]
 
 
+async def test_data_that_a_run_wrote_leads_to_it(family: Family) -> None:
+    wrote, read = await family.run(), await family.run()
+    raw = await family.reads(wrote, "raw", unique("digest"))
+    source = json.dumps({"uri": f"mlplat://{wrote}/data/clean.parquet"})
+    clean = Dataset("clean", unique("digest"), "mlplat", source)
+    await family.datasets.log_inputs(
+        read, [DatasetInput(clean), DatasetInput(Dataset("own", "1", "mlplat", source))], []
+    )
+    long = Dataset("long", "1", "mlplat", f"mlplat://{'x' * 9_000}")
+    await family.datasets.log_inputs(read, [DatasetInput(long)], [])
+    version = await family.version(run_id=read)
+    found = await family.up(version)
+    assert {raw, node(Kind.DATASET, f"clean@{clean.digest}"), node(Kind.RUN, wrote)} <= found.nodes.keys()
+    assert version in (await family.down(raw)).nodes
+    await family.purge(wrote)
+    assert raw in (await family.up(version)).nodes
+    assert version in (await family.down(raw)).nodes
+
+
 async def test_feature_views_of_a_dataset_that_the_run_has_read_already_are_added(family: Family) -> None:
     run_id, digest = await family.run(), unique("digest")
     await family.reads(run_id, "trips", digest)

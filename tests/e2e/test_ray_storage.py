@@ -39,8 +39,14 @@ read = ray.data.read_parquet(f"{root}/data/squares")
 assert read.count() == 10_000
 assert read.sum("square") == sum(number ** 2 for number in range(10_000))
 assert ray.data.read_csv(f"mlplat://{run.run_id}/data/csv", filesystem=files).count() == 100
+reader = mlplat.start_run("storage", capture=mlplat.Capture(console=False, system_metrics=False))
+told = reader.read_ray_dataset(f"mlplat://{run.run_id}/data/squares", columns=["id"], feature_views=["numbers"])
+assert told.sum("id") == sum(range(10_000)), told
+assert reader.read_ray_dataset(f"mlplat://{run.run_id}/data/csv", "hundred").count() == 100
+reader.finish()
 data.limit(10).write_parquet(f"{root}/data/squares", mode="overwrite")
 assert ray.data.read_parquet(f"{root}/data/squares").count() == 10
+print(reader.run_id)
 """
 TUNE = """
 from ray import tune
