@@ -25,6 +25,7 @@ PREAMBLE = f"""{JOIN}
 import fsspec, json, os, tempfile
 from pathlib import Path
 import mlplat
+from mlplat.sdk.client import client_for, default_url
 run = mlplat.start_run("storage", capture=mlplat.Capture(console=False, system_metrics=False))
 root, files = f"fsspec+mlplat://{{run.run_id}}", fsspec.filesystem("mlplat")
 """
@@ -43,10 +44,18 @@ reader = mlplat.start_run("storage", capture=mlplat.Capture(console=False, syste
 told = reader.read_ray_dataset(f"mlplat://{run.run_id}/data/squares", columns=["id"], feature_views=["numbers"])
 assert told.sum("id") == sum(range(10_000)), told
 assert reader.read_ray_dataset(f"mlplat://{run.run_id}/data/csv", "hundred").count() == 100
+files.pipe_file(f"{run.run_id}/data/x.feather", b"")
+try:
+    reader.read_ray_dataset(f"mlplat://{run.run_id}/data/x.feather")
+except mlplat.errors.InvalidInput as error:
+    assert "not feather" in str(error), error
+else:
+    raise AssertionError("Ray Data reads no Feather")
 reader.finish()
+found = client_for(default_url()).get("/api/v1/lineage/graph", node=f"run:{reader.run_id}")
+assert {node["node"] for node in found["nodes"]} > {f"run:{run.run_id}", "feature-view:numbers"}, found
 data.limit(10).write_parquet(f"{root}/data/squares", mode="overwrite")
 assert ray.data.read_parquet(f"{root}/data/squares").count() == 10
-print(reader.run_id)
 """
 TUNE = """
 from ray import tune
