@@ -27,7 +27,7 @@ from mlplat.registry.frozen import FrozenFiles
 from mlplat.registry.history_store import RegistryHistory
 from mlplat.registry.move_store import MoveStore
 from mlplat.registry.store import RegistryStore
-from mlplat.runtime import GATEWAY_DEPLOYMENT
+from mlplat.runtime import ARTIFACT_ROOT, GATEWAY_DEPLOYMENT
 from mlplat.settings import PlatformConfig
 from mlplat.storage.guard import StorageGuard
 from mlplat.storage.model import Retention
@@ -46,7 +46,6 @@ from mlplat.webhooks.store import WebhookStore
 POOL_SIZE = 16
 READERS = 8
 MAX_ONGOING_REQUESTS = 400
-ARTIFACT_ROOT = "mlflow-artifacts:"
 
 
 def gateway(config: PlatformConfig, replicas: int = 1) -> Any:

@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import httpx
 import ray
-from ray import cloudpickle, serve
-from ray.serve.config import HTTPOptions
 
-import actors
-import cluster
-from actors.executor import RunExecutor
-from actors.gateway import ARTIFACT_ROOT, gateway
 from actors.lifecycle import get_or_create
-from actors.metric_shard import MetricShard
-from actors.registry_coordinator import RegistryCoordinator
-from actors.scheduler import PipelineScheduler
 from cluster.connection import Say, connect, exclusive, living_record, plain_errors
 from cluster.disk import require_space
 from cluster.ports import is_listening, require_free
@@ -35,14 +26,7 @@ from mlplat.db.engine import open_engine
 from mlplat.db.migrate import migrate
 from mlplat.errors import BringUpError, Unavailable
 from mlplat.metrics.store import MetricStore
-from mlplat.runtime import (
-    METRIC_SHARD,
-    PIPELINE_SCHEDULER,
-    REGISTRY_COORDINATOR,
-    SERVE_APP,
-    actor_names,
-    executor_names,
-)
+from mlplat.runtime import ARTIFACT_ROOT, actor_names
 from mlplat.settings import PlatformConfig, Settings
 from mlplat.tracking.experiments import ExperimentStore
 
@@ -58,14 +42,16 @@ def up(settings: Settings, *, dashboard: bool, say: Say) -> ClusterRecord:
     require_finished(settings.state_dir)  # who has the lock may be a restore
     with exclusive(settings), plain_errors(settings):
         require_finished(settings.state_dir)
-        record = _reach_running(settings, say)
-        if record is None:
-            record = _start_engines(settings, dashboard, say)
-            connect(record)
+        with ThreadPoolExecutor(1) as pool:
+            loading = pool.submit(_load_deployment)  # while the engines start
+            record = _reach_running(settings, say)
+            if record is None:
+                record = _start_engines(settings, dashboard, say)
+                connect(record)
         try:
             # A platform that runs keeps its port, whatever the settings say by now.
             config = replace(settings.config, http_url=record.http_url)
-            _deploy(config, say)
+            loading.result()(config, say)
             if settings.postgres_url is None:
                 get_or_create(PostgresKeeper, POSTGRES_KEEPER, config.state_dir)
             asyncio.run(_wait_healthy(config))
@@ -74,6 +60,13 @@ def up(settings: Settings, *, dashboard: bool, say: Say) -> ClusterRecord:
         done = ClusterRecord(record.ray_address, record.dashboard_url, record.http_url, record.head_pids, "ready")
         write_record(settings.state_dir, done)
         return done
+
+
+def _load_deployment() -> Callable[[PlatformConfig, Say], None]:
+    """Loads what the actors and the Gateway run."""
+    from cluster.deployment import deploy  # noqa: PLC0415  # seconds, which nothing else has to wait for
+
+    return deploy
 
 
 def _reach_running(settings: Settings, say: Say) -> ClusterRecord | None:
@@ -166,26 +159,6 @@ async def _ensure_default_experiment(config: PlatformConfig) -> None:
 def _stop_postgres(settings: Settings) -> None:
     if settings.postgres_url is None:
         EmbeddedPostgres(settings.state_dir).stop()
-
-
-def _deploy(config: PlatformConfig, say: Say) -> None:
-    """Creates the actors and the Gateway; what exists already is left alone."""
-    # By value: a file actors.py in a user's folder would shadow ours on the workers.
-    for package in (actors, cluster):
-        cloudpickle.register_pickle_by_value(package)  # type: ignore[no-untyped-call]  # Ray's copy has no types
-    say("starting the actors")
-    get_or_create(MetricShard, METRIC_SHARD, config, METRIC_SHARD)
-    get_or_create(RegistryCoordinator, REGISTRY_COORDINATOR, config, REGISTRY_COORDINATOR)
-    executors = executor_names(config.executors)
-    for name in executors:
-        get_or_create(RunExecutor, name, config, name)
-    get_or_create(PipelineScheduler, PIPELINE_SCHEDULER, config, PIPELINE_SCHEDULER, executors)
-    port = int(config.http_url.rpartition(":")[2])
-    serve.start(http_options=HTTPOptions(host="127.0.0.1", port=port), proxy_location="HeadOnly")
-    applications = serve.status().applications
-    if SERVE_APP not in applications:
-        say("starting the Gateway")
-        serve.run(gateway(config), name=SERVE_APP, route_prefix="/")
 
 
 async def _wait_healthy(config: PlatformConfig) -> None:

@@ -59,6 +59,7 @@ def start_head(settings: Settings, dashboard: bool) -> RayHead:
     command = [
         *(sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--head", "--node-ip-address=127.0.0.1"),
         *(f"--port={port}", f"--ray-client-server-port={free_port()}", f"--temp-dir={folder}"),
+        "--no-monitor",  # an autoscaler, which one machine does not need: 50 MB and a process less to start
         *(f"--object-store-memory={settings.object_store_bytes}", "--disable-usage-stats"),
         *(f"--include-dashboard={str(dashboard).lower()}", "--dashboard-host=127.0.0.1"),
         *(f"--dashboard-port={settings.dashboard_port}", f"--dashboard-agent-listen-port={free_port()}"),
@@ -126,6 +127,8 @@ def _head_environment(settings: Settings, folder: Path) -> Mapping[str, str]:
             "MLPLAT_URL": settings.local_url,  # for jobs and steps
             "RAY_TMPDIR": str(folder),
             "RAY_USAGE_STATS_ENABLED": "0",
+            # Workers for the first driver, which is the bring-up: it runs no task, and its actors need other workers.
+            "RAY_prestart_worker_first_driver": "0",
             # Ray would keep one idle worker per CPU for ever, with all that its last step imported.
             "RAY_num_workers_soft_limit": "0",
             "RAY_idle_worker_killing_time_threshold_ms": str(IDLE_WORKER_MS),

@@ -1,7 +1,4 @@
-"""The commands that start and stop a platform: up, down; beside those of ``cluster.commands``.
-
-They load everything that they deploy, which takes seconds that the others do not need.
-"""
+"""The commands that start and stop a platform: up, down; beside those of ``cluster.commands``."""
 
 from __future__ import annotations
 

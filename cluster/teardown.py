@@ -6,7 +6,6 @@ from contextlib import suppress
 from typing import Any
 
 import ray
-from ray import serve
 from ray.exceptions import RayError
 
 from cluster.connection import Say, connect, exclusive, living_record, plain_errors
@@ -57,5 +56,7 @@ def _stop_actors(record: ClusterRecord, executors: int) -> None:
                 ray.get(actor.stop.remote(), timeout=STOP_TIMEOUT_S)
                 ray.kill(actor)
         if not record.head_pids:
+            from ray import serve  # noqa: PLC0415  # a second to load, which ending our own Ray does not need
+
             serve.delete(SERVE_APP)
     ray.shutdown()

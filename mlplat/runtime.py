@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 NAMESPACE = "mlplat"
+#: Where clients of MLflow's protocol send their files: through the Gateway.
+ARTIFACT_ROOT = "mlflow-artifacts:"
 
 METRIC_SHARD = "metric-shard-0"
 REGISTRY_COORDINATOR = "registry-coordinator"
