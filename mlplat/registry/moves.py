@@ -141,9 +141,11 @@ async def withdraw(turn: Turn, command: WithdrawMove) -> None:
 
 
 async def cancel_moves(turn: Turn, version: int | None = None) -> None:
-    """Closes the open requests of a version, or of the whole model, that is being deleted."""
+    """Closes the open requests of a version, or of the whole model, that is being deleted; expired ones stay such."""
     opened = update(move_request).where(
-        move_request.c.model_id == turn.model_id, move_request.c.state == MoveState.OPEN
+        move_request.c.model_id == turn.model_id,
+        move_request.c.state == MoveState.OPEN,
+        move_request.c.expires_at > func.clock_timestamp(),
     )
     if version is not None:
         opened = opened.where(move_request.c.version == version)

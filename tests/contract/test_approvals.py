@@ -205,6 +205,15 @@ async def test_an_expired_request_cannot_be_approved_any_more(desk: Desk) -> Non
     assert [move.move_id for move in await desk.moves.search_moves(desk.name, MoveState.OPEN, 10)] == [number + 1]
 
 
+async def test_deleting_a_version_cancels_its_open_requests_but_not_expired_ones(desk: Desk) -> None:
+    expired = await desk.ask("ann", 1)
+    await desk.world.execute("UPDATE move_request SET expires_at = clock_timestamp()")
+    still_open = await desk.ask("ann", 1)
+    await desk.do("ann", DeleteVersion(desk.name, 1))
+    states = {move.move_id: move.state for move in await desk.moves.search_moves(desk.name, None, 10)}
+    assert states == {expired: MoveState.EXPIRED, still_open: MoveState.CANCELLED}
+
+
 async def test_requests_that_make_no_sense_are_refused(desk: Desk) -> None:
     await desk.ask("ann", 1)
     for user, command, error in (
