@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from sqlalchemy import delete, select
+from sqlalchemy import and_, bindparam, delete, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mlplat.db.tables import model_alias, registered_model, registry_change
+from mlplat.db.tables import model_alias, model_version, registered_model, registry_change
 from mlplat.errors import Conflict, InvalidInput
 from mlplat.registry.history import Change, Subject
 from mlplat.registry.model import ABSENT, DeleteAlias, RollBackAlias, SetAlias, check_alias
-from mlplat.registry.rows import require_model, require_version
+from mlplat.registry.rows import require_model, version_missing
+
+#: Built once: building a statement takes longer than Postgres takes for it. Of a version that is there, one row.
+_BEFORE = (
+    select(model_alias.c.version.label("before"))
+    .select_from(model_version)
+    .outerjoin(model_alias, and_(model_alias.c.name == model_version.c.name, model_alias.c.alias == bindparam("alias")))
+    .where(model_version.c.name == bindparam("name"), model_version.c.version == bindparam("version"))
+)
+_INSERT = upsert(model_alias).values({key: bindparam(key) for key in ("name", "alias", "version")})
+_SET = _INSERT.on_conflict_do_update(index_elements=["name", "alias"], set_={"version": _INSERT.excluded.version})
 
 
 async def change_alias(
@@ -35,14 +45,14 @@ async def change_alias(
 async def _set_alias(connection: AsyncConnection, command: SetAlias) -> list[Change]:
     name, alias, version = command.name, command.alias, command.version
     check_alias(alias)
-    await require_version(connection, name, version)
-    before = await _expect(connection, name, alias, command.expected)
+    given = {"name": name, "alias": alias, "version": version}
+    row = (await connection.execute(_BEFORE, given)).first()
+    if row is None:
+        raise version_missing(name, version)
+    before = _as_expected(name, alias, row.before or ABSENT, command.expected)
     if before == version:
         return []
-    statement = upsert(model_alias).values(name=name, alias=alias, version=version)
-    await connection.execute(
-        statement.on_conflict_do_update(index_elements=["name", "alias"], set_={"version": statement.excluded.version})
-    )
+    await connection.execute(_SET, given)
     return [Change(Subject.ALIAS, alias, str(before) if before else None, str(version))]
 
 
@@ -80,7 +90,10 @@ async def _roll_back_alias(connection: AsyncConnection, command: RollBackAlias) 
 async def _expect(connection: AsyncConnection, name: str, alias: str, expected: int | None) -> int:
     """The version that the alias points at, which is the expected one if there is such."""
     query = select(model_alias.c.version).where(model_alias.c.name == name, model_alias.c.alias == alias)
-    found = int((await connection.execute(query)).scalar() or ABSENT)
+    return _as_expected(name, alias, (await connection.execute(query)).scalar() or ABSENT, expected)
+
+
+def _as_expected(name: str, alias: str, found: int, expected: int | None) -> int:
     if expected is not None and found != expected:
         raise Conflict(
             f"Registered Model (name={name}): alias {alias} {_points_at(found)}; expected was that it "

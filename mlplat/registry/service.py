@@ -12,14 +12,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from sqlalchemy import insert, select
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from mlplat.db.engine import CONNECTION_ERRORS, is_serialization_failure, why_away
 from mlplat.db.lease import Lease, LeaseKeeper
-from mlplat.db.tables import registry_change, registry_event
 from mlplat.errors import (
     Conflict,
     Fenced,
@@ -32,9 +30,9 @@ from mlplat.errors import (
 )
 from mlplat.metrics.curves import Query
 from mlplat.registry.commands import Applied, apply
-from mlplat.registry.history import Change
 from mlplat.registry.model import NOBODY, Command, Origin
 from mlplat.registry.policy import Measured
+from mlplat.registry.record import begin, known_answers, record
 from mlplat.registry.refusals import note_refusal
 from mlplat.registry.turn import MetricsNeeded, Turn, open_turn
 from mlplat.tracking.metric_summaries import read_last_values
@@ -144,10 +142,8 @@ class RegistryService:
         async with self._engine.connect() as plain:
             connection = await plain.execution_options(isolation_level="SERIALIZABLE")
             async with connection.begin():
-                await held.check(connection)
-                known = await _known_answers(connection, request)
-                if known is not None:
-                    return known
+                if await begin(connection, held, request.request_id):
+                    return await known_answers(connection, request.request_id, request.commands)
                 answers = []
                 for part, command in enumerate(request.commands):
                     turn = await open_turn(connection, command.name, request.origin, measured)
@@ -166,36 +162,13 @@ async def _execute(turn: Turn, held: Lease, request_id: str, part: int, command:
     return applied.answer or {}
 
 
-async def _known_answers(connection: AsyncConnection, request: _Request) -> list[dict[str, Any]] | None:
-    """What the request was answered before; None if it is new."""
-    query = (
-        select(registry_event.c.kind, registry_event.c.command, registry_event.c.answer)
-        .where(registry_event.c.request_id == request.request_id, registry_event.c.part >= 0)
-        .order_by(registry_event.c.part)
-    )
-    rows = (await connection.execute(query)).all()
-    if not rows:
-        return None
-    asked = [(type(command).__name__, asdict(command)) for command in request.commands]
-    if [(row.kind, row.command) for row in rows] != asked:
-        raise InvalidInput(f"the idempotency key {request.request_id!r} was used for another request")
-    return [dict(row.answer) for row in rows]
-
-
 async def _record(turn: Turn, held: Lease, request_id: str, part: int, command: Command, applied: Applied) -> None:
     model_id = turn.model_id
     if model_id is None:  # the command has just created it
         model_id = (await open_turn(turn.connection, command.name, turn.origin, {})).model_id
-    added = insert(registry_event).values(
-        request_id=request_id, part=part, kind=type(command).__name__, name=command.name, model_id=model_id,
-        command=asdict(command), answer=applied.answer or {}, user_id=turn.origin.user_id, reason=turn.origin.reason,
-        epoch=held.epoch,
-    )  # fmt: skip
-    event_id = (await turn.connection.execute(added.returning(registry_event.c.event_id))).scalar_one()
-    if applied.changes:
-        rows = [_changed(event_id, model_id, change) for change in applied.changes]
-        await turn.connection.execute(insert(registry_change), rows)
-
-
-def _changed(event_id: int, model_id: int | None, change: Change) -> dict[str, Any]:
-    return {"event_id": event_id, "model_id": model_id, **asdict(change)}
+    event = {
+        "request_id": request_id, "part": part, "kind": type(command).__name__, "name": command.name,
+        "model_id": model_id, "command": asdict(command), "answer": applied.answer or {},
+        "user_id": turn.origin.user_id, "reason": turn.origin.reason, "epoch": held.epoch,
+    }  # fmt: skip
+    await record(turn.connection, event, applied.changes)

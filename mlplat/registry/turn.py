@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mlplat.db.tables import registered_model
 from mlplat.registry.model import Origin
 from mlplat.registry.policy import NO_POLICY, Measured, Policy, policy_from_json
+
+_MODEL = select(registered_model.c.model_id, registered_model.c.policy).where(
+    registered_model.c.name == bindparam("name")
+)
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,7 @@ class MetricsNeeded(Exception):
 
 async def open_turn(connection: AsyncConnection, name: str, origin: Origin, measured: Measured) -> Turn:
     """The turn of a command on the model that has the name now."""
-    query = select(registered_model.c.model_id, registered_model.c.policy).where(registered_model.c.name == name)
-    row = (await connection.execute(query)).first()
+    row = (await connection.execute(_MODEL, {"name": name})).first()
     if row is None:
         return Turn(connection, origin, measured=measured)
     policy = NO_POLICY if row.policy is None else policy_from_json(row.policy)
