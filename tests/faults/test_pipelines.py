@@ -52,6 +52,12 @@ def test_the_scheduler_dies_while_runs_are_submitted(lab: Lab, capsys: pytest.Ca
     _kill_scheduler_while_submitting(lab, capsys, 2, "f1")
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_the_scheduler_dies_a_hundred_times(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    _kill_scheduler_while_submitting(lab, capsys, 100, "f1soak")
+
+
 def test_scheduler_and_executors_die_while_steps_run(
     lab: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
