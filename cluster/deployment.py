@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 
 import ray
 from ray import cloudpickle, serve
+from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions
 
 import actors
@@ -30,7 +32,7 @@ LOOK_S = 0.05
 
 
 def deploy(config: PlatformConfig, say: Say) -> None:
-    """Creates the actors and the Gateway; what exists already is left alone."""
+    """Creates the actors and the Gateway; what exists already is left alone. The proxies may still be starting."""
     # By value: a file actors.py in a user's folder would shadow ours on the workers.
     for package in (actors, cluster):
         cloudpickle.register_pickle_by_value(package)  # type: ignore[no-untyped-call]  # Ray's copy has no types
@@ -42,11 +44,12 @@ def deploy(config: PlatformConfig, say: Say) -> None:
         if SERVE_APP not in serve.status().applications:
             say("starting the Gateway")
             serve.run(gateway(config), name=SERVE_APP, route_prefix="/")
-        serving.result()
+        with suppress(RayError, TimeoutError):  # Serve itself replaces a proxy that is slow to start, or dies
+            serving.result()
 
 
 def _start_serve(port: int) -> None:
-    """Returns when Serve's proxies answer. The Gateway needs only its controller, and starts meanwhile."""
+    """Returns when Serve's proxies are ready. The Gateway needs only the controller, and starts meanwhile."""
     serve.start(http_options=HTTPOptions(host="127.0.0.1", port=port), proxy_location="HeadOnly")
 
 

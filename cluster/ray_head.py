@@ -149,6 +149,8 @@ def _head_environment(settings: Settings, folder: Path) -> Mapping[str, str]:
             "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
             "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(free_port()),
             "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+            # By default a proxy that needs more than half a minute, on a machine with much to do, has to start anew.
+            "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
             # By default Ray looks at its replicas ten times a second, and at counters of HAProxy that nobody reads.
             "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
             "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",

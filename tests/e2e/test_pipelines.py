@@ -71,6 +71,32 @@ def test_a_python_file_with_a_pipeline(platform: Platform, project: Path) -> Non
     assert "sum of [7, 14] set" in platform.mlplat("logs", run_id)
 
 
+def test_a_step_that_logs_loads_nothing_of_the_server(platform: Platform, project: Path) -> None:
+    """It holds handles of the executor's and the shard's actors."""
+    (project / "light.py").write_text(
+        textwrap.dedent("""\
+        import sys
+
+        import mlplat
+        from mlplat import pipeline, step
+
+        @step
+        def train() -> None:
+            with mlplat.start_run() as run:
+                run.log({"loss": 0.5})
+            loaded = {"sqlalchemy", "psycopg", "alembic", "fastapi", "clickhouse_connect"} & set(sys.modules)
+            print("loaded of the server:", sorted(loaded), "of Ray:", "ray" in sys.modules)
+
+        @pipeline(name="light")
+        def light():
+            train()
+        """)
+    )
+    output = platform.mlplat("submit", "light.py", "--wait", cwd=project)
+    run_id = output.split("submitted light: ")[1].split()[0]
+    assert "loaded of the server: [] of Ray: True" in platform.mlplat("logs", run_id)
+
+
 def test_one_idempotency_key_gives_one_run(platform: Platform, project: Path) -> None:
     arguments = ("submit", "sums.yaml", "-p", "name=Bo", "--key", "once")
     first, second = (platform.mlplat(*arguments, cwd=project) for _ in range(2))
