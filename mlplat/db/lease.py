@@ -13,7 +13,7 @@ import asyncio
 import time
 from dataclasses import dataclass
 
-from sqlalchemy import Select, func, literal, select, update
+from sqlalchemy import bindparam, func, literal, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -22,6 +22,12 @@ from mlplat.db.tables import lease
 from mlplat.errors import Fenced
 
 DEFAULT_TTL_S = 6.0
+#: Locks one row while this epoch is the current one, and finds none afterwards. Built once: every write begins with it.
+_HOLDS = (
+    select(lease.c.epoch)
+    .where(lease.c.name == bindparam("name"), lease.c.epoch == bindparam("epoch"))
+    .with_for_update(read=True)
+)
 
 
 @dataclass(frozen=True)
@@ -34,21 +40,13 @@ class Lease:
     ttl_s: float
     deadline: float
 
-    def holds(self) -> Select[tuple[int]]:
-        """A locking query of one row while this epoch is the current one, and of none afterwards."""
-        return (
-            select(lease.c.epoch)
-            .where(lease.c.name == self.name, lease.c.epoch == self.epoch)
-            .with_for_update(read=True)
-        )
-
     async def check(self, connection: AsyncConnection) -> None:
         """Pins the epoch for the rest of the transaction.
 
         Raises:
             Fenced: another holder took the lease.
         """
-        if (await connection.execute(self.holds())).first() is None:
+        if (await connection.execute(_HOLDS, {"name": self.name, "epoch": self.epoch})).first() is None:
             raise Fenced(f"lease {self.name!r}: epoch {self.epoch} is over")
 
 

@@ -13,18 +13,11 @@ from sqlalchemy import Text, bindparam, column, func, insert, select, true
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mlplat.db.lease import Lease
-from mlplat.db.tables import lease, registry_change, registry_event
-from mlplat.errors import Fenced, InvalidInput
+from mlplat.db.tables import registry_change, registry_event
+from mlplat.errors import InvalidInput
 from mlplat.registry.history import Change
 from mlplat.registry.model import Command
 
-_BEGIN = (
-    select(select(registry_event.c.event_id).where(registry_event.c.request_id == bindparam("request_id")).exists())
-    .select_from(lease)
-    .where(lease.c.name == bindparam("lease"), lease.c.epoch == bindparam("epoch"))
-    .with_for_update(read=True, of=lease)
-)
 _KNOWN = (
     select(registry_event.c.kind, registry_event.c.command, registry_event.c.answer)
     .where(registry_event.c.request_id == bindparam("request_id"), registry_event.c.part >= 0)
@@ -51,28 +44,17 @@ _RECORD = insert(registry_change).from_select(
 )
 
 
-async def begin(connection: AsyncConnection, held: Lease, request_id: str) -> bool:
-    """Pins the writer's epoch for the rest of the transaction; tells whether the request has been answered before.
-
-    Raises:
-        Fenced: another writer took the lease.
-    """
-    given = {"lease": held.name, "epoch": held.epoch, "request_id": request_id}
-    known = (await connection.execute(_BEGIN, given)).scalar()
-    if known is None:
-        raise Fenced(f"lease {held.name!r}: epoch {held.epoch} is over")
-    return bool(known)
-
-
 async def known_answers(
     connection: AsyncConnection, request_id: str, commands: Sequence[Command]
-) -> list[dict[str, Any]]:
-    """What the request was answered before.
+) -> list[dict[str, Any]] | None:
+    """What the request was answered before; None if it is new.
 
     Raises:
         InvalidInput: it asked for something else then.
     """
     rows = (await connection.execute(_KNOWN, {"request_id": request_id})).all()
+    if not rows:
+        return None
     if [(row.kind, row.command) for row in rows] != [(type(command).__name__, asdict(command)) for command in commands]:
         raise InvalidInput(f"the idempotency key {request_id!r} was used for another request")
     return [dict(row.answer) for row in rows]

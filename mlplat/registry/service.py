@@ -32,7 +32,7 @@ from mlplat.metrics.curves import Query
 from mlplat.registry.commands import Applied, apply
 from mlplat.registry.model import NOBODY, Command, Origin
 from mlplat.registry.policy import Measured
-from mlplat.registry.record import begin, known_answers, record
+from mlplat.registry.record import known_answers, record
 from mlplat.registry.refusals import note_refusal
 from mlplat.registry.turn import MetricsNeeded, Turn, open_turn
 from mlplat.tracking.metric_summaries import read_last_values
@@ -142,8 +142,10 @@ class RegistryService:
         async with self._engine.connect() as plain:
             connection = await plain.execution_options(isolation_level="SERIALIZABLE")
             async with connection.begin():
-                if await begin(connection, held, request.request_id):
-                    return await known_answers(connection, request.request_id, request.commands)
+                await held.check(connection)
+                known = await known_answers(connection, request.request_id, request.commands)
+                if known is not None:
+                    return known
                 answers = []
                 for part, command in enumerate(request.commands):
                     turn = await open_turn(connection, command.name, request.origin, measured)

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from sqlalchemy import func, insert, literal, select, text
+from sqlalchemy import func, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mlplat.db.engine import open_engine
@@ -22,6 +22,11 @@ TTL_S = 0.3
 #: So long that a busy machine does not keep its holder from renewing it.
 KEPT_TTL_S = 2.0
 LONG_S = 60.0
+#: The fence as the shard's log and the scheduler's submissions have it.
+_FENCED_INSERT = text(
+    "WITH held AS MATERIALIZED (SELECT epoch FROM lease WHERE name = :lease AND epoch = :epoch FOR SHARE) "
+    "INSERT INTO metric_flush (shard, seq) SELECT :shard, epoch FROM held RETURNING seq"
+)
 
 
 async def _row(engine: AsyncEngine, name: str) -> tuple[str, int, datetime]:
@@ -149,11 +154,9 @@ async def _somebody_waits(engine: AsyncEngine) -> bool:
 async def _write_until_fenced(engine: AsyncEngine, held: Lease, writer: int, started: asyncio.Event) -> int:
     """Inserts rows with the fence in the statement itself; returns how many went in before the fence closed."""
     for number in range(100_000):
-        fence = held.holds().subquery()
-        row = select(literal(f"{held.epoch}/{writer}/{number}"), literal(held.epoch)).select_from(fence)
-        statement = insert(metric_flush).from_select(["shard", "seq"], row)
+        row = {"lease": held.name, "epoch": held.epoch, "shard": f"{held.epoch}/{writer}/{number}"}
         async with engine.begin() as connection:
-            if (await connection.execute(statement.returning(metric_flush.c.seq))).first() is None:
+            if (await connection.execute(_FENCED_INSERT, row)).first() is None:
                 return number
         started.set()
     raise AssertionError("the fence never closed")
