@@ -197,7 +197,8 @@ async def open_stack(databases: Databases, folder: Path) -> AsyncIterator[Stack]
 @pytest.fixture(scope="session")
 async def stack(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
     """One app for the whole session; tests use names of their own."""
-    async with open_stack(databases, tmp_path_factory.mktemp("artifacts")) as stack:
+    # A folder of its own around the store: tests look there for what got out of it.
+    async with open_stack(databases, tmp_path_factory.mktemp("artifacts") / "store") as stack:
         yield stack
 
 
